@@ -1,0 +1,40 @@
+# `make demo` shows the job at work, `make test` checks everything; both make their own virtual environment in .venv.
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(if $(shell $(name) -c $(USABLE) 2>/dev/null && echo yes),$(name))))
+USABLE := 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+.DELETE_ON_ERROR:
+
+help:  ## List the targets
+	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/demo.stamp  ## Embed the docstrings of Python's standard library and search them in plain English
+	$(BIN)/python jobs/demo.py corpus demo/corpus
+	$(BIN)/python jobs/embed_corpus.py --input demo/corpus --output demo/vectors --id-column id --keep-columns module \
+		--model "$$($(BIN)/python jobs/demo.py model)"
+	$(BIN)/python jobs/demo.py search demo/vectors
+
+test: lint  ## Lint, type check and run the tests
+	$(BIN)/python -m pytest
+
+lint: .venv/dev.stamp  ## Check style, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: .venv/dev.stamp  ## Rewrite the sources in the house format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:  ## Remove the environment, the demo and every cache
+	rm -rf .venv demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/%.stamp: pyproject.toml constraints.txt
+	@echo "Installing embed-corpus[$*] into .venv, a few minutes the first time ..."
+	$(or $(PYTHON),$(error No Python of 3.11 to 3.13 with venv was found; install one or run make PYTHON=/path/to/python)) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	@touch $@
