@@ -1,0 +1,44 @@
+"""Rows into batches: sorted by length, cut by a budget of tokens. Plain numpy, no torch."""
+
+# Shape suffixes: T packed tokens, R rows.
+# ruff: noqa: N803
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Int64Array = npt.NDArray[np.int64]
+
+
+def longest_first(lengths_R: Int64Array) -> Int64Array:
+    """Row numbers by falling length, equal lengths in row order, so that the same rows always form the same batches."""
+    return np.argsort(-lengths_R, kind="stable")
+
+
+def batch_end(sorted_lengths_R: Int64Array, start: int, batch_tokens: int, *, padded: bool) -> int:
+    """The end (exclusive) of the batch that begins at row `start` of rows sorted by falling length.
+
+    A packed batch holds at most `batch_tokens` tokens; a padded one at most `batch_tokens` cells, which is its number of
+    rows times its longest row. A row above the budget is a batch of its own.
+    """
+    if padded:
+        return min(len(sorted_lengths_R), start + max(1, batch_tokens // int(sorted_lengths_R[start])))
+    # No batch has more rows than tokens, as every row has a token at least.
+    totals = np.cumsum(sorted_lengths_R[start : start + batch_tokens + 1])
+    return start + max(1, int(np.searchsorted(totals, batch_tokens, side="right")))
+
+
+def gather_rows(values_T: npt.NDArray[np.int32], offsets: Int64Array, rows: Int64Array) -> tuple[npt.NDArray[np.int32], Int64Array]:
+    """The flat values and offsets of `rows`, in that order. (lengths 3, 2, 4; rows 2, 0 -> offsets 0, 4, 7)"""
+    lengths = np.diff(offsets)[rows]
+    new_offsets = offsets_of(lengths)
+    index = np.arange(new_offsets[-1]) + np.repeat(offsets[rows] - new_offsets[:-1], lengths)
+    return values_T[index], new_offsets
+
+
+def offsets_of(lengths_R: npt.NDArray[np.integer]) -> Int64Array:
+    """Where each row begins, and the end of the last: lengths 3, 2, 4 -> 0, 3, 5, 9."""
+    offsets = np.zeros(len(lengths_R) + 1, dtype=np.int64)
+    np.cumsum(lengths_R, out=offsets[1:])
+    return offsets

@@ -1,0 +1,169 @@
+"""Embedder: what a worker holds. Texts -> tokens -> vectors, with one model on one device."""
+
+# Shape suffixes: R rows, D width.
+# ruff: noqa: N803, N806, N815
+
+from __future__ import annotations
+
+import gc
+import logging
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+import torch
+import transformers
+
+from embedding.errors import ModelError
+from embedding.model.batching import batch_end, gather_rows, longest_first
+from embedding.model.encoder import Encoder, pack
+from embedding.model.pooling import Head
+from embedding.model.source import ModelFiles
+from embedding.model.spec import ModelSpec, check_files
+from embedding.model.tokenizer import TokenizedTexts, Tokenizer
+
+log = logging.getLogger(__name__)
+
+_BATCH_TOKENS = {"cpu": 4096, "cuda": 131_072}
+"""On CPUs the hidden states of a layer then stay in the cache; a GPU needs some ten thousand tokens to be busy."""
+
+
+@dataclass(frozen=True)
+class EmbeddedTexts:
+    """Vectors of R rows, in the order of the rows."""
+
+    vectors_RD: npt.NDArray[np.float32]
+    """C-contiguous."""
+    finite_R: npt.NDArray[np.bool_]
+    """False: the vector holds NaN or infinity, also when computed in fp32."""
+    batch_tokens: int
+    """The budget in use at the end: what was asked for, or less after running out of memory."""
+    padding_tokens: int
+    """Tokens computed for nothing."""
+
+
+class Embedder:
+    """One model, loaded once.
+
+    Attributes:
+        dim: length of a vector.
+        packed: rows run without padding.
+        description: names and versions of what computes, for provenance.
+    """
+
+    def __init__(self, spec: ModelSpec, *, device: str | None = None, threads: int | None = None) -> None:
+        """Load the model on `device` (default: the GPU if there is one) and let torch use `threads` CPU cores.
+
+        Raises:
+            ModelError: the model cannot be loaded here, or its files are not those that the job was planned with.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._spec = spec
+        self._folder = spec.source.folder(spec.weight_files)
+        check_files(spec, ModelFiles(self._folder))
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._tokenizer = Tokenizer(spec, self._folder)
+        self._head = Head(spec, self._folder, self._device, prompt_tokens=self._tokenizer.prompt_tokens)
+        self._encoder = Encoder(spec, self._folder, self._device, spec.precision)
+        self._fitting_tokens: int | None = None
+        self.dim = spec.dimensions
+        self.packed = self._encoder.packed
+        self.description = {
+            "device": _device_name(self._device),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "tokenizers": tokenizers.__version__,
+            "batches": "packed" if self.packed else f"padded: {self._encoder.reason}",
+        }
+
+    def default_batch_tokens(self) -> int:
+        """A batch that keeps the device busy; never below one text of max_tokens."""
+        return max(_BATCH_TOKENS.get(self._device.type, _BATCH_TOKENS["cpu"]), self._spec.max_tokens)
+
+    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
+        """Token ids of the texts. Safe to call from several threads, also while `embed` runs."""
+        return self._tokenizer(texts)
+
+    def embed(self, tokens: TokenizedTexts, batch_tokens: int) -> EmbeddedTexts:
+        """Vectors of all rows. One caller at a time.
+
+        Running out of memory halves the batch, now and for later calls. Rows with a number that is not finite are computed
+        again in fp32.
+
+        Raises:
+            ModelError: a single row does not fit the memory.
+        """
+        vectors_RD, padding = self._encode(self._encoder, tokens, batch_tokens)
+        finite_R = _finite_rows(vectors_RD)
+        if not finite_R.all() and self._spec.precision != "fp32":
+            self._repair(tokens, vectors_RD, finite_R)
+        return EmbeddedTexts(vectors_RD, finite_R, self._budget(batch_tokens), padding)
+
+    def _repair(self, tokens: TokenizedTexts, vectors_RD: npt.NDArray[np.float32], finite_R: npt.NDArray[np.bool_]) -> None:
+        """Fill in the rows that are not finite from an fp32 copy of the model, which is loaded for them and dropped after."""
+        rows = np.flatnonzero(~finite_R)
+        log.warning("%d rows overflow %s; they are computed again in fp32", len(rows), self._spec.precision)
+        ids, offsets = gather_rows(tokens.ids, tokens.offsets, rows)
+        exact = Encoder(self._spec, self._folder, self._device, "fp32")
+        vectors_RD[rows], _ = self._encode(exact, TokenizedTexts(ids, offsets, tokens.truncated[rows]), self._spec.max_tokens)
+        finite_R[rows] = _finite_rows(vectors_RD[rows])
+
+    def _encode(self, encoder: Encoder, tokens: TokenizedTexts, batch_tokens: int) -> tuple[npt.NDArray[np.float32], int]:
+        """(vectors [R, dim] in row order, padding tokens). The loop never waits for the device."""
+        order = longest_first(tokens.lengths)
+        sorted_ids, offsets = gather_rows(tokens.ids, tokens.offsets, order)
+        lengths = np.diff(offsets)
+        on_gpu = self._device.type == "cuda"
+        ids_T = torch.from_numpy(sorted_ids).pin_memory() if on_gpu else torch.from_numpy(sorted_ids)
+        sorted_RD = torch.empty((len(order), self.dim), dtype=torch.float32, pin_memory=on_gpu)
+        start = cells = 0
+        while start < len(order):
+            end = batch_end(lengths, start, self._budget(batch_tokens), padded=not encoder.packed)
+            try:
+                batch = pack(ids_T[offsets[start] : offsets[end]], lengths[start:end], self._device)
+                with torch.inference_mode():
+                    sorted_RD[start:end].copy_(self._head(encoder(batch), batch), non_blocking=True)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._shrink(encoder.cells(lengths[start:end]), end - start, error)
+                continue
+            cells += encoder.cells(lengths[start:end])
+            start = end
+        if on_gpu:
+            torch.cuda.synchronize(self._device)
+        vectors_RD = np.empty((len(order), self.dim), dtype=np.float32)
+        vectors_RD[order] = sorted_RD.numpy()
+        return vectors_RD, cells - len(tokens.ids)
+
+    def _budget(self, batch_tokens: int) -> int:
+        return batch_tokens if self._fitting_tokens is None else min(batch_tokens, self._fitting_tokens)
+
+    def _shrink(self, cells: int, rows: int, error: BaseException) -> None:
+        if rows == 1:
+            device = _device_name(self._device)
+            raise ModelError(f"a single text of {cells} tokens does not fit the memory of {device}; lower --max-tokens") from error
+        self._fitting_tokens = cells // 2
+        log.warning("a batch of %d tokens does not fit the memory; batches of %d are used from now on", cells, self._fitting_tokens)
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _finite_rows(vectors_RD: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    return np.asarray(np.isfinite(vectors_RD).all(axis=1))
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """The CPU allocators of torch raise a plain RuntimeError, known by its text only."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.processor() or platform.machine()} CPU"

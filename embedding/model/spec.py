@@ -1,0 +1,233 @@
+"""ModelSpec: one small value that says which model turns texts into vectors, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from transformers import AutoConfig
+
+from embedding.config import JobConfig, Pooling, Precision
+from embedding.errors import ModelError
+from embedding.model.folder import DenseSpec, FolderSettings, read_settings
+from embedding.model.source import ModelFiles, ModelSource, open_model
+
+FingerprintValue: TypeAlias = str | int | bool | list[str] | None
+
+_POSITIONS_FOLLOW_PADDING = frozenset(
+    "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl".split()
+)
+"""Model types whose first position is padding_idx + 1, so that padding_idx + 1 rows of their position table are never used."""
+
+_TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_TOKENIZER_VOCABULARIES = (
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "spm.model",
+    "tokenizer.model",
+)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything a worker needs to load the model, and everything that shapes its vectors. Small and picklable."""
+
+    source: ModelSource
+    model_type: str
+    transformer_path: str
+    weight_files: tuple[str, ...]
+    weights_sha256: str
+    config_sha256: str
+    tokenizer_sha256: str
+    code_sha256: str | None
+    """Digest of the model's own code where it may run (trust_remote_code)."""
+    pooling: tuple[Pooling, ...]
+    """Several poolings are concatenated."""
+    include_prompt: bool
+    """False: the prompt's tokens are read by the encoder but left out of pooling."""
+    dense: tuple[DenseSpec, ...]
+    normalize: bool
+    max_tokens: int
+    """Tokens of a text that are read, special tokens and prompt included."""
+    lower_case: bool
+    prompt: str
+    full_dimensions: int
+    """Length of a vector before truncation."""
+    dimensions: int
+    """Length of a finished vector."""
+    precision: Precision
+    trust_remote_code: bool
+
+    def fingerprint_fields(self) -> dict[str, FingerprintValue]:
+        """All that changes a vector, JSON-able, by names that a user understands; the same wherever the files lie."""
+        return {
+            "model_type": self.model_type,
+            "weights_sha256": self.weights_sha256,
+            "dense_sha256": [module.sha256 for module in self.dense],
+            "config_sha256": self.config_sha256,
+            "tokenizer_sha256": self.tokenizer_sha256,
+            "code_sha256": self.code_sha256,
+            "prompt": self.prompt,
+            "include_prompt": self.include_prompt,
+            "lower_case": self.lower_case,
+            "max_tokens": self.max_tokens,
+            "pooling": list(self.pooling),
+            "normalize": self.normalize,
+            "dimensions": self.dimensions,
+            "precision": self.precision,
+        }
+
+
+def resolve_model(config: JobConfig, *, precision: Precision) -> ModelSpec:
+    """Find the model, read its settings and lay the job's own over them; loads no weights.
+
+    Raises:
+        ModelError: the model cannot be found or cannot be run, or an option does not fit it.
+    """
+    source, files = open_model(config.model, config.revision)
+    settings = read_settings(files)
+    path = settings.transformer_path
+    if not files.has(path + "config.json"):
+        raise ModelError(f"--model={config.model} has no {path}config.json; give a folder saved by transformers or sentence-transformers")
+    transformer = _read_transformer_config(files, path, trust_remote_code=config.trust_remote_code)
+    weight_files = _weight_files(files, path, config.model)
+    pooling = (config.pooling,) if config.pooling != "auto" else settings.pooling or (_default_pooling(transformer),)
+    full_dimensions = _full_dimensions(len(pooling) * transformer.hidden_size, settings.dense)
+    dimensions = _dimensions(config.dimensions or settings.dimensions, full_dimensions)
+    truncated = dimensions < full_dimensions
+    return ModelSpec(
+        source=source,
+        model_type=transformer.model_type,
+        transformer_path=path,
+        weight_files=(*weight_files, *(f"{module.path}/model.safetensors" for module in settings.dense)),
+        weights_sha256=files.sha256(weight_files),
+        config_sha256=files.sha256([path + "config.json"]),
+        tokenizer_sha256=files.sha256(_tokenizer_files(files, path, config.model)),
+        code_sha256=_code_sha256(files) if config.trust_remote_code else None,
+        pooling=pooling,
+        include_prompt=settings.include_prompt,
+        dense=settings.dense,
+        # A Matryoshka vector is normalized again, unless the user says no.
+        normalize=config.normalize == "yes" or (config.normalize == "auto" and (settings.normalize or truncated)),
+        max_tokens=_max_tokens(config.max_tokens, settings, files, transformer),
+        lower_case=settings.lower_case,
+        prompt=_prompt(config, settings),
+        full_dimensions=full_dimensions,
+        dimensions=dimensions,
+        precision=precision,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def check_files(spec: ModelSpec, files: ModelFiles) -> None:
+    """Refuse to run on other bytes than the driver saw: machines may hold different files at one path.
+
+    Raises:
+        ModelError: weights, tokenizer or configuration differ.
+    """
+    path = spec.transformer_path
+    own_weights = spec.weight_files[: len(spec.weight_files) - len(spec.dense)]
+    found = {
+        "weights": (files.sha256(own_weights), spec.weights_sha256),
+        "configuration": (files.sha256([path + "config.json"]), spec.config_sha256),
+        "tokenizer": (files.sha256(_tokenizer_files(files, path, spec.source.name)), spec.tokenizer_sha256),
+        **{module.path: (files.sha256([f"{module.path}/model.safetensors"]), module.sha256) for module in spec.dense},
+    }
+    if changed := [name for name, (here, planned) in found.items() if here != planned]:
+        raise ModelError(
+            f"{changed[0]} of model {spec.source.name!r} on this machine are not what the job was planned with; "
+            "put the same files on every machine"
+        )
+
+
+def _read_transformer_config(files: ModelFiles, path: str, *, trust_remote_code: bool) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(files.root / path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        remedy = "" if trust_remote_code else "; a model that brings its own code needs --trust-remote-code"
+        raise ModelError(f"{files.root / path}/config.json is no configuration that transformers can read{remedy}") from error
+    if not isinstance(getattr(config, "hidden_size", None), int):
+        raise ModelError(f"model type {config.model_type!r} has no single hidden size, as a plain text encoder has; choose another model")
+    return config
+
+
+def _weight_files(files: ModelFiles, path: str, model: str) -> tuple[str, ...]:
+    """Safetensors only: the other formats run code while they are read."""
+    if files.has(path + "model.safetensors"):
+        return (path + "model.safetensors",)
+    index = files.json(path + "model.safetensors.index.json")
+    if index:
+        return tuple(path + name for name in sorted(set(index["weight_map"].values())))
+    if files.has(path + "pytorch_model.bin") or files.has(path + "pytorch_model.bin.index.json"):
+        raise ModelError(
+            f"--model={model} has its weights in pytorch_model.bin only; convert them once with "
+            "AutoModel.from_pretrained(folder).save_pretrained(folder)"
+        )
+    raise ModelError(f"--model={model} has no model.safetensors; give a folder or hub id with safetensors weights")
+
+
+def _tokenizer_files(files: ModelFiles, path: str, model: str) -> list[str]:
+    """The files that decide how text is cut; vocabularies are not read where tokenizer.json holds everything."""
+    vocabularies = ("tokenizer.json",) if files.has(path + "tokenizer.json") else _TOKENIZER_VOCABULARIES
+    found = [path + name for name in (*vocabularies, *_TOKENIZER_SETTINGS) if files.has(path + name)]
+    if not found:
+        raise ModelError(f"--model={model} has no tokenizer.json; save the model's tokenizer beside its weights")
+    return found
+
+
+def _code_sha256(files: ModelFiles) -> str:
+    return files.sha256(sorted(str(file.relative_to(files.root)) for file in files.root.rglob("*.py")) or ["config.json"])
+
+
+def _default_pooling(transformer: Any) -> Pooling:
+    """As sentence-transformers chooses for a bare folder: the last token of a causal language model, else the mean."""
+    architectures: Sequence[str] = getattr(transformer, "architectures", None) or [""]
+    return "lasttoken" if architectures[0].endswith("ForCausalLM") and getattr(transformer, "is_causal", True) else "mean"
+
+
+def _full_dimensions(width: int, dense: tuple[DenseSpec, ...]) -> int:
+    for module in dense:
+        if module.in_features != width:
+            raise ModelError(f"Dense module {module.path!r} reads {module.in_features} numbers but gets {width}; leave --pooling out")
+        width = module.out_features
+    return width
+
+
+def _dimensions(asked: int | None, full: int) -> int:
+    if asked is not None and asked > full:
+        raise ModelError(f"--dimensions={asked} is above the model's {full}; lower it or leave it out")
+    return asked or full
+
+
+def _max_tokens(asked: int | None, settings: FolderSettings, files: ModelFiles, transformer: Any) -> int:
+    """The job's, else the folder's, else the tokenizer's, and never more than the position table holds."""
+    table: int = getattr(transformer, "max_position_embeddings", None) or -1  # -1: no table, as in XLNet
+    offset = (transformer.pad_token_id or 0) + 1 if transformer.model_type in _POSITIONS_FOLLOW_PADDING else 0
+    positions = table - offset if table > 0 else None
+    if asked is not None:
+        if positions is not None and asked > positions:
+            raise ModelError(f"--max-tokens={asked} is above the model's {positions} positions; lower it or leave it out")
+        return asked
+    tokenizer_limit = files.json(settings.transformer_path + "tokenizer_config.json").get("model_max_length")
+    limits = [limit for limit in (settings.max_tokens or tokenizer_limit, positions) if limit is not None]
+    limit = min(limits, default=None)
+    if limit is None or limit > 1_000_000:  # transformers writes 1e30 for "unknown"
+        raise ModelError("the model does not say how many tokens it reads; say --max-tokens")
+    return int(limit)
+
+
+def _prompt(config: JobConfig, settings: FolderSettings) -> str:
+    if config.prompt is not None:
+        return config.prompt
+    name = config.prompt_name or settings.default_prompt_name
+    if name is None:
+        return ""
+    prompts = dict(settings.prompts)
+    if name not in prompts:
+        known = ", ".join(map(repr, prompts)) or "none"
+        raise ModelError(f"--prompt-name={name} is no prompt of the model, which has {known}; say one of those, or --prompt")
+    return prompts[name]
