@@ -12,10 +12,9 @@ help:  ## List the targets
 	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/demo.stamp  ## Embed the docstrings of Python's standard library and search them in plain English
-	$(BIN)/python jobs/demo.py corpus demo/corpus
-	$(BIN)/python jobs/embed_corpus.py --input demo/corpus --output demo/vectors --id-column id --keep-columns module \
-		--model "$$($(BIN)/python jobs/demo.py model)"
-	$(BIN)/python jobs/demo.py search demo/vectors
+	$(BIN)/python jobs/demo_corpus.py demo/corpus
+	$(BIN)/python jobs/embed_corpus.py --input demo/corpus --output demo/vectors --id-column id --keep-columns module text
+	$(BIN)/python jobs/demo_search.py demo/vectors
 
 test: lint  ## Lint, type check and run the tests
 	$(BIN)/python -m pytest

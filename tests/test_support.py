@@ -1,0 +1,91 @@
+"""The tests' own tools do what the other tests lean on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import psutil
+import pytest
+from botocore.exceptions import ClientError
+
+from tests.support.processes import running, session_members
+from tests.support.ray_cluster import ray_cluster
+from tests.support.s3_server import S3Server
+from tests.support.waiting import wait_until
+
+
+def filesystem(root: str) -> Any:
+    options = {"use_listings_cache": False} if root.startswith("s3://") else {"auto_mkdir": True}
+    return fsspec.url_to_fs(root, **options)[0]
+
+
+def test_put_get_list(storage_root: str) -> None:
+    files = filesystem(storage_root)
+    files.pipe_file(f"{storage_root}/a/one", b"1")
+    files.pipe_file(f"{storage_root}/two", b"22")
+    assert files.cat_file(f"{storage_root}/a/one") == b"1"
+    assert sorted(Path(name).name for name in files.find(storage_root)) == ["one", "two"]
+
+
+def test_s3_put_if_absent(s3: S3Server) -> None:
+    client, bucket = s3.client(), s3.bucket().removeprefix("s3://")
+    client.put_object(Bucket=bucket, Key="lock", Body=b"first", IfNoneMatch="*")
+    with pytest.raises(ClientError, match="PreconditionFailed"):
+        client.put_object(Bucket=bucket, Key="lock", Body=b"second", IfNoneMatch="*")
+    assert client.get_object(Bucket=bucket, Key="lock")["Body"].read() == b"first"
+
+
+def test_s3_refuses_a_wrong_secret(s3: S3Server) -> None:
+    impostor = S3Server(s3.pid, s3.endpoint, s3.key, "wrong")
+    with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
+        impostor.client().list_buckets()
+    with pytest.raises(PermissionError):
+        fsspec.filesystem("s3", secret="wrong", key=s3.key, skip_instance_cache=True).ls(s3.shared_bucket)
+
+
+def test_s3_pages_long_listings(s3: S3Server) -> None:
+    root = s3.folder()
+    files = filesystem(root)
+    files.pipe({f"{root}/{number:05}": b"" for number in range(1500)})
+    assert len(files.find(root)) == 1500
+
+
+def test_nothing_outlives_a_killed_program(tmp_path: Path) -> None:
+    program = "import subprocess; subprocess.Popen(['sleep', '300'], process_group=0); print('begun', flush=True); input()"
+    with running([sys.executable, "-c", program], tmp_path) as process:
+        wait_until(lambda: (tmp_path / "stdout").read_text() == "begun\n", what="the program")
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        (orphan,) = session_members(process.pid, "sleep")
+    assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
+
+
+def test_waiting_ends() -> None:
+    with pytest.raises(TimeoutError, match="for Godot"):
+        wait_until(lambda: False, seconds=0.1, what="Godot")
+
+
+def test_a_ray_cluster_is_joined_and_leaves_nothing(s3: S3Server) -> None:
+    program = (
+        "import ray, os, sys\nray.init(log_to_driver=False)\n"
+        "print(ray.cluster_resources()['CPU'], ray.get(ray.remote(lambda: os.environ['AWS_ENDPOINT_URL']).remote()))"
+    )
+    with ray_cluster(cpus=3) as cluster:
+        joined = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, **cluster.environment()},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        assert cluster.processes("raylet")
+    assert joined.stdout.split() == ["3.0", s3.endpoint]
+    assert cluster.processes("") == []
