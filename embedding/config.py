@@ -1,0 +1,186 @@
+"""The one configuration of a job: validated, frozen, fed by the command line, a YAML file or the environment.
+
+Each field is an option: `batch_tokens` is `--batch-tokens`, the key `batch_tokens` of a `--config` file and the variable
+`EMBED_BATCH_TOKENS`. Its description is the option's help text and the option table of README.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from cyclopts import Group, Parameter
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+
+from embedding.errors import ConfigError
+
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+Pooling: TypeAlias = Literal["mean", "cls", "max", "weightedmean", "mean_sqrt_len", "lasttoken"]
+"""How token vectors become a text's vector; the names and meanings are sentence-transformers'."""
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+ProgressStyle: TypeAlias = Literal["auto", "bar", "log", "none"]
+
+RESERVED_COLUMNS = frozenset({"embedding", "num_tokens", "truncated", "source", "row_index"})
+"""Column names of a shard that are the job's own."""
+
+_CORPUS = Parameter(group=Group("Corpus", sort_key=1))
+_OUTPUT = Parameter(group=Group("Output", sort_key=2))
+_MODEL = Parameter(group=Group("Model", sort_key=3))
+_SPEED = Parameter(group=Group("Speed and placement", sort_key=4))
+_RUN = Parameter(group=Group("Run", sort_key=5))
+_LIST = Parameter(consume_multiple=True, negative="")
+_FLAG = Parameter(negative="")
+
+
+class JobConfig(BaseModel):
+    """Everything a user can say about a job.
+
+    Raises:
+        ConfigError: a value is out of its range or does not fit another one (`JobConfig.build`).
+        pydantic.ValidationError: the same, from the constructor.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input: Annotated[tuple[str, ...], _CORPUS, _LIST] = Field(
+        min_length=1,
+        description="Parquet file, folder (read recursively) or glob; local path or fsspec URL such as s3://bucket/corpus. Repeatable.",
+    )
+    text_column: Annotated[str, _CORPUS] = Field(
+        "text", min_length=1, description="Column that holds the text; a dotted path reaches a nested field (doc.body)."
+    )
+    id_column: Annotated[str | None, _CORPUS] = Field(
+        None, description="Column copied into every shard as the row's identity; without it the shard has source and row_index."
+    )
+    keep_columns: Annotated[tuple[str, ...], _CORPUS, _LIST] = Field(
+        (), description="Further columns copied into every shard, types unchanged."
+    )
+    limit_rows: Annotated[PositiveInt | None, _CORPUS] = Field(None, description="Embed only the first N rows of the corpus.")
+
+    output: Annotated[str, _OUTPUT] = Field(min_length=1, description="Folder for the shards; local path or fsspec URL.")
+    token_columns: Annotated[bool, _OUTPUT, _FLAG] = Field(False, description="Add the columns num_tokens and truncated to every shard.")
+    restart: Annotated[bool, _OUTPUT, _FLAG] = Field(False, description="Delete what this output holds and begin again (asks to be sure).")
+    yes: Annotated[bool, _OUTPUT, _FLAG] = Field(False, description="Answer yes where the job would ask to be sure.")
+
+    model: Annotated[str, _MODEL] = Field(
+        DEFAULT_MODEL,
+        min_length=1,
+        description="Folder or hub id of a transformers or sentence-transformers encoder with safetensors weights.",
+    )
+    revision: Annotated[str | None, _MODEL] = Field(None, description="Branch, tag or commit of a hub model.")
+    trust_remote_code: Annotated[bool, _MODEL, _FLAG] = Field(False, description="Run Python code that the model folder brings along.")
+    prompt: Annotated[str | None, _MODEL] = Field(None, description="Text put before every text, such as 'passage: '.")
+    prompt_name: Annotated[str | None, _MODEL] = Field(
+        None, description="Name of a prompt in the model's own sentence-transformers configuration."
+    )
+    pooling: Annotated[Literal["auto"] | Pooling, _MODEL] = Field(
+        "auto", description="How token vectors become one vector; auto: as the model folder says, else mean."
+    )
+    normalize: Annotated[Literal["auto", "yes", "no"], _MODEL] = Field(
+        "auto", description="Scale vectors to length 1; auto: as the model folder says, else no."
+    )
+    max_tokens: Annotated[PositiveInt | None, _MODEL] = Field(
+        None, description="Tokens of a text that are read, special tokens included; default: as the model folder says."
+    )
+    dimensions: Annotated[PositiveInt | None, _MODEL] = Field(
+        None, description="Keep only the first N dimensions (Matryoshka) and normalize again."
+    )
+    precision: Annotated[Literal["auto"] | Precision, _MODEL] = Field(
+        "auto", description="Arithmetic of the encoder; auto: bf16 on GPUs, fp32 on CPUs."
+    )
+
+    batch_tokens: Annotated[Literal["auto"] | PositiveInt, _SPEED] = Field(
+        "auto", description="Tokens encoded in one batch; the first run's choice is kept with the output."
+    )
+    unit_rows: Annotated[Literal["auto"] | PositiveInt, _SPEED] = Field(
+        "auto", description="Rows in one work unit, and so in one shard; the first run's choice is kept with the output."
+    )
+    workers: Annotated[str, _SPEED] = Field(
+        "auto", description="Encoder processes: auto (as many as fit the cluster), N, or MIN:MAX (grows and shrinks)."
+    )
+    gpus_per_worker: Annotated[Literal["auto"] | Annotated[float, Field(ge=0)], _SPEED] = Field(
+        "auto", description="GPUs (or share of one) that a worker holds; auto: 1 where the cluster has GPUs, else 0."
+    )
+    cpus_per_worker: Annotated[Literal["auto"] | PositiveInt, _SPEED] = Field(
+        "auto", description="CPU cores a worker holds; auto: 1 beside a GPU, else the cores of one node."
+    )
+    max_unit_attempts: Annotated[PositiveInt, _SPEED] = Field(3, description="Tries after which a unit that keeps failing is set aside.")
+
+    dry_run: Annotated[bool, _RUN, _FLAG] = Field(False, description="Print the plan and stop.")
+    json_summary: Annotated[str | None, _RUN] = Field(None, description="Also write the JSON summary to this path or URL.")
+    progress: Annotated[ProgressStyle, _RUN] = Field(
+        "auto", description="Progress display: bar, log lines or none; auto: a bar in a terminal, else log lines."
+    )
+    lease_seconds: Annotated[PositiveFloat, _RUN] = Field(
+        30.0, description="Seconds without a sign of life after which another run may take over the output."
+    )
+
+    @classmethod
+    def build(cls, **values: Any) -> Self:
+        """Like the constructor, but a wrong value raises a one-sentence ConfigError."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise ConfigError(explain(error)) from None
+
+    @field_validator("workers")
+    @classmethod
+    def _workers_form(cls, value: str) -> str:
+        match = re.fullmatch(r"auto|([1-9]\d*)(?::([1-9]\d*))?", value)
+        if match is None:
+            raise ValueError("use auto, a number of 1 or more, or MIN:MAX such as 1:64")
+        low, high = match.groups()
+        if high is not None and int(low) > int(high):
+            raise ValueError(f"the minimum {low} is above the maximum {high}; swap them")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.prompt is not None and self.prompt_name is not None:
+            raise ValueError("--prompt and --prompt-name are both given; keep one of them")
+        if self.max_tokens is not None and self.batch_tokens != "auto" and self.batch_tokens < self.max_tokens:
+            raise ValueError(
+                f"--batch-tokens={self.batch_tokens} is below --max-tokens={self.max_tokens}; raise the first or lower the second"
+            )
+        copied = [*([self.id_column] if self.id_column else []), *self.keep_columns]
+        if taken := sorted(RESERVED_COLUMNS.intersection(copied)):
+            raise ValueError(f"column {taken[0]!r} has a name that the shards use themselves; rename it in the source or leave it out")
+        if len(set(copied)) < len(copied):
+            repeated = next(name for name in copied if copied.count(name) > 1)
+            raise ValueError(f"column {repeated!r} is named twice in --id-column and --keep-columns; name it once")
+        return self
+
+    def worker_range(self) -> tuple[int, int] | None:
+        """(minimum, maximum) number of workers as the user said it, None for auto."""
+        if self.workers == "auto":
+            return None
+        low, _, high = self.workers.partition(":")
+        return int(low), int(high or low)
+
+
+def explain(error: ValidationError) -> str:
+    """One sentence for the first field that pydantic refused: option, value, rule.
+
+    A union field (auto or a number) yields an error per member; they are one rule to the user.
+    """
+    details = error.errors(include_url=False)
+    first = details[0]
+    field = str(first["loc"][0]) if first["loc"] else ""
+    rules = []
+    for detail in details:
+        if field and detail["loc"][:1] != (field,):
+            continue
+        cause = detail.get("ctx", {}).get("error")
+        rule = str(cause) if cause else detail["msg"].removeprefix("Input should be ")
+        if rule not in rules:
+            rules.append(rule)
+    text = " or ".join(rules)
+    if not field:
+        return text
+    option = f"--{field.replace('_', '-')}"
+    if first["type"] == "missing":
+        return f"{option} is missing; say it on the command line, in --config or as EMBED_{field.upper()}"
+    if first["type"] == "extra_forbidden":
+        return f"{field!r} is no option; --help lists them all"
+    return f"{option}={first['input']!r} is refused: {text}"

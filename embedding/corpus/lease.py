@@ -1,0 +1,202 @@
+"""One run at a time on an output: a lease renewed by conditional puts, taken over when its holder shows no sign of life.
+
+Protocol, after the leases of distributed lock services, but without comparing clocks of different machines: the holder
+changes the object every few seconds; whoever finds it unchanged for the holder's time-to-live, measured on its own
+monotonic clock, may replace exactly the version it saw. Replacing is a conditional put, so one taker wins. A holder that
+was suspended and wakes up finds its version gone and stops.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from embedding.corpus.storage import Storage
+from embedding.errors import EmbeddingJobError, LeaseLostError, OutputBusyError
+
+log = logging.getLogger(__name__)
+
+_NAME = "_control/lease.json"
+_RENEWALS_PER_LIFE = 6
+_LOOKS_PER_LIFE = 30
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """What the lease object says."""
+
+    owner: str
+    """Random token of the holding run: tells our own put from another's when a reply was lost."""
+    run: str
+    host: str
+    process: str
+    """Identity of the holder's process, so that the same machine can see that it is dead."""
+    since: str
+    seconds: float
+    renewals: int = 0
+    released: bool = False
+
+    def encode(self) -> bytes:
+        return json.dumps(asdict(self), indent=1).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> _Holder:
+        return cls(**json.loads(data))
+
+
+class Lease:
+    """Held from `acquire` to `release`, renewed by a thread in between; a context manager."""
+
+    def __init__(self, storage: Storage, holder: _Holder) -> None:
+        self._storage = storage
+        self._holder = holder
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._lost = False
+        self._renewed_at = time.monotonic()
+        self._thread = threading.Thread(target=self._keep_renewing, name="lease", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def acquire(cls, storage: Storage, run_id: str, seconds: float) -> Self:
+        """Take the lease of the output.
+
+        Raises:
+            OutputBusyError: another run holds it and is alive.
+        """
+        if not storage.honours_conditional_puts():
+            log.warning("%s ignores conditional puts: two runs on it at once would not be noticed; make sure there is one", storage.url)
+        holder = _Holder(
+            owner=secrets.token_hex(8),
+            run=run_id,
+            host=socket.gethostname(),
+            process=process_identity(),
+            since=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=seconds,
+        )
+        while not storage.put_if_absent(_NAME, holder.encode()):
+            seen = storage.read_version(_NAME)
+            if seen is None:
+                continue
+            other = _Holder.decode(seen[0])
+            if not other.released and _process_alive(other.process) is not False:
+                _wait_for_silence(storage, other, seen[1])
+            if storage.put_if_version(_NAME, holder.encode(), seen[1]):
+                if not other.released:
+                    log.warning("run %s on %s died holding the output; this run takes over", other.run, other.host)
+                break
+        return cls(storage, holder)
+
+    def check(self) -> None:
+        """Make sure that the lease is still held, asking the store only when it was not renewed in time.
+
+        Raises:
+            LeaseLostError: another run took it over.
+        """
+        if not self._lost and time.monotonic() - self._renewed_at > self._holder.seconds:
+            self.renew()
+        if self._lost:
+            raise LeaseLostError(f"{self._storage.url} was taken over by another run while this one showed no sign of life; this run stops")
+
+    def renew(self) -> None:
+        """Change the lease object, so that others see this run alive; call before anything that another run must not meet.
+
+        Raises:
+            LeaseLostError: another run took it over.
+        """
+        with self._lock:
+            if not self._lost:
+                self._replace(replace(self._holder, renewals=self._holder.renewals + 1))
+        if self._lost:
+            self.check()
+
+    def release(self) -> None:
+        """Let the next run begin at once. Does nothing where the lease is lost."""
+        self._stopped.set()
+        self._thread.join()
+        with self._lock:
+            if not self._lost:
+                self._replace(replace(self._holder, released=True))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.release()
+
+    def _replace(self, holder: _Holder) -> None:
+        seen = self._storage.read_version(_NAME)
+        ours = seen is not None and _Holder.decode(seen[0]).owner == holder.owner
+        if seen is not None and ours and self._storage.put_if_version(_NAME, holder.encode(), seen[1]):
+            self._holder = holder
+            self._renewed_at = time.monotonic()
+        else:
+            self._lost = True
+
+    def _keep_renewing(self) -> None:
+        while not self._stopped.wait(self._holder.seconds / _RENEWALS_PER_LIFE):
+            try:
+                self.renew()
+            except LeaseLostError:
+                return  # `check` tells the main thread
+            except EmbeddingJobError as error:
+                log.warning("could not renew the lease, trying again: %s", error)
+
+
+def _wait_for_silence(storage: Storage, other: _Holder, version: str) -> None:
+    """Return when the lease stayed as it is for its time-to-live.
+
+    Raises:
+        OutputBusyError: it changed, so its holder is alive.
+    """
+    log.info("run %s on %s holds the output; watching for up to %.0f s whether it is alive", other.run, other.host, other.seconds)
+    deadline = time.monotonic() + other.seconds
+    while time.monotonic() < deadline:
+        time.sleep(other.seconds / _LOOKS_PER_LIFE)  # a look at intervals: a store can not notify
+        seen = storage.read_version(_NAME)
+        if seen is None or seen[1] != version:
+            now = other if seen is None else _Holder.decode(seen[0])
+            if now.released:
+                return
+            raise OutputBusyError(
+                f"{storage.url} is held by run {now.run} on {now.host} since {now.since}; "
+                "wait for it to end, stop it, or choose another output"
+            )
+
+
+def process_identity() -> str:
+    """Names this process uniquely on this machine, its boot and its process namespace; empty where the system can not tell."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = Path("/proc/self/ns/pid").readlink()
+    except OSError:
+        return ""
+    return f"{socket.gethostname()}/{boot}/{namespace}/{os.getpid()}/{_start_time(os.getpid())}"
+
+
+def _process_alive(identity: str) -> bool | None:
+    """Whether the process lives, None where this machine can not know."""
+    mine = process_identity()
+    if not mine or identity.split("/")[:-2] != mine.split("/")[:-2]:
+        return None
+    pid, start_time = identity.split("/")[-2:]
+    return _start_time(int(pid)) == start_time
+
+
+def _start_time(pid: int) -> str:
+    """Clock ticks after boot at which the process started; empty for one that is gone or only waits to be reaped."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if state in "ZX" else rest[18]

@@ -1,0 +1,207 @@
+"""The output folder: its layout, the settings it was begun with, what is committed, and how it is completed.
+
+The presence of a shard is its commit; everything under `_control/` can be lost without losing a vector, except `job.json`,
+which says what the vectors are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from embedding.corpus.ledger import CommitRecord, parquet_bytes, read_ledger
+from embedding.corpus.plan import Unit
+from embedding.corpus.shard import shard_footer
+from embedding.corpus.storage import open_storage
+from embedding.errors import ConfigError, SettingsChangedError
+
+log = logging.getLogger(__name__)
+
+SUCCESS = "_SUCCESS"
+DATA = "data"
+MANIFEST = "_control/manifest.parquet"
+_JOB = "_control/job.json"
+_TEMPORARY = "_control/tmp"
+_SHARD_NAME = re.compile(r"-\d{10,}-([0-9a-f]{16})\.parquet$")
+_FOOTER_THREADS = 32
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """What an output was begun with."""
+
+    vectors: dict[str, Any]
+    """Every setting that changes a vector or a shard's columns; hashed into the fingerprint."""
+    kept: dict[str, int]
+    """First choices that shape units and batches (unit_rows, batch_tokens): later runs keep them."""
+    input: tuple[str, ...]
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of `vectors`."""
+        return hashlib.sha256(json.dumps(self.vectors, sort_keys=True).encode()).hexdigest()[:16]
+
+    def require_same_vectors(self, now: JobSettings, url: str) -> None:
+        """Check that `now` makes the same vectors.
+
+        Raises:
+            SettingsChangedError: it does not; the sentence names each differing key, old and new.
+        """
+        old, new = self.vectors, now.vectors
+        differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+        if differing:
+            changes = "; ".join(f"{key}: {_show(old.get(key))} -> {_show(new.get(key))}" for key in differing)
+            raise SettingsChangedError(f"{url} was begun with other settings ({changes}); use those, choose another --output, or --restart")
+
+
+def _show(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class Output:
+    """One output folder, local or on an object store."""
+
+    def __init__(self, url: str) -> None:
+        self.storage = open_storage(url, temporary_folder=_TEMPORARY)
+
+    @property
+    def url(self) -> str:
+        """The folder's URL."""
+        return self.storage.url
+
+    def begin(self, settings: JobSettings) -> JobSettings:
+        """The settings this output works with: those given for a new one, else its own, checked against those given.
+
+        Raises:
+            SettingsChangedError: the output was begun with settings that make other vectors.
+        """
+        document = {"fingerprint": settings.fingerprint, **asdict(settings)}
+        if self.storage.put_if_absent(_JOB, json.dumps(document, indent=1).encode()):
+            return settings
+        existing = self.settings()
+        if existing is None:
+            raise ConfigError(f"{self.url}/{_JOB} vanished while it was read; is another run clearing this output?")
+        existing.require_same_vectors(settings, self.url)
+        return existing
+
+    def settings(self) -> JobSettings | None:
+        """The settings the output was begun with, None for a new one.
+
+        Raises:
+            ConfigError: the folder holds a job.json that is not ours.
+        """
+        data = self.storage.read(_JOB)
+        if data is None:
+            return None
+        try:
+            document = json.loads(data)
+            return JobSettings(document["vectors"], document["kept"], tuple(document["input"]), document["versions"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{self.url}/{_JOB} is damaged ({error!r}); --restart begins anew") from error
+
+    def shards(self) -> dict[str, int]:
+        """Committed shards: name and size in bytes. Other files that somebody put beside them are left alone."""
+        return {name: size for name, size in self.storage.list(DATA).items() if _SHARD_NAME.search(name)}
+
+    def is_complete(self) -> bool:
+        """Whether the last run completed and nothing was begun since."""
+        return self.storage.read(SUCCESS) is not None
+
+    def mark_incomplete(self) -> None:
+        """Withdraw `_SUCCESS` before anything changes, for those who wait for it."""
+        self.storage.delete([SUCCESS])
+
+    def complete(self, units: Sequence[Unit], committed: Mapping[str, int]) -> None:
+        """Remove what no unit claims, write the manifest, and put `_SUCCESS` last of all."""
+        self.remove_stale({unit.shard for unit in units}, committed)
+        self.storage.put(MANIFEST, parquet_bytes(self.manifest(units, committed)))
+        self.storage.put(SUCCESS, b"")
+
+    def remove_stale(self, claimed: Collection[str], committed: Iterable[str]) -> None:
+        """Delete shards of sources that changed or went, and files that died processes left unfinished."""
+        stale = [name for name in committed if name not in claimed]
+        if stale:
+            log.info("removing %d shards whose source rows changed or are gone", len(stale))
+        self.storage.delete(stale)
+        self.storage.delete([rejected_name(match[1]) for name in stale if (match := _SHARD_NAME.search(name))])
+        self.storage.delete(list(self.storage.list(_TEMPORARY)))
+
+    def manifest(self, units: Sequence[Unit], committed: Mapping[str, int]) -> pa.Table:
+        """One row a shard, in input order."""
+        records = self.records(units)
+        rows = []
+        for unit in units:
+            record = records[unit.id]
+            rows.append(
+                {
+                    "shard": unit.shard,
+                    "unit": unit.id,
+                    "source": unit.source.uri,
+                    "source_version": unit.source.version,
+                    "first_row": unit.first_row,
+                    "source_rows": unit.num_rows,
+                    "rows": record.rows - record.rejected,
+                    "rejected": record.rejected,
+                    "tokens": record.tokens,
+                    "truncated": record.truncated,
+                    "bytes": committed[unit.shard],
+                }
+            )
+        return pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
+
+    def records(self, units: Iterable[Unit]) -> dict[str, CommitRecord]:
+        """A record of every committed unit, by unit id; one that a dead driver never appended is read from the shard's footer."""
+        ledger = {unit: record for unit, record in read_ledger(self.storage).items() if not record.error}
+        lost = [unit for unit in units if unit.id not in ledger]
+        with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+            return ledger | {record.unit: record for record in pool.map(self._record_from_footer, lost)}
+
+    def committed_record(self, unit: Unit) -> CommitRecord | None:
+        """The record of the unit if its shard is in place."""
+        return self._record_from_footer(unit) if self.storage.exists(unit.shard) else None
+
+    def _record_from_footer(self, unit: Unit) -> CommitRecord:
+        return CommitRecord.of(unit, **shard_footer(self.storage.open(unit.shard))["record"])
+
+    def clear(self) -> None:
+        """Delete everything of the job; the settings go last, so that an interrupted clearing can not be resumed by mistake."""
+        self.mark_incomplete()
+        names = [*self.shards(), *self.storage.list("_control")]
+        self.storage.delete([name for name in names if name not in (_JOB, LEASE)])
+        self.storage.delete([_JOB])
+
+
+LEASE = "_control/lease.json"
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field(name, kind, nullable=False)
+        for name, kind in (
+            ("shard", pa.string()),
+            ("unit", pa.string()),
+            ("source", pa.string()),
+            ("source_version", pa.string()),
+            ("first_row", pa.int64()),
+            ("source_rows", pa.int64()),
+            ("rows", pa.int64()),
+            ("rejected", pa.int64()),
+            ("tokens", pa.int64()),
+            ("truncated", pa.int64()),
+            ("bytes", pa.int64()),
+        )
+    ]
+)
+
+
+def rejected_name(unit_id: str) -> str:
+    """Where a unit's rejected rows are listed."""
+    return f"_control/rejected/{unit_id}.parquet"

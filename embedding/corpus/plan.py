@@ -1,0 +1,107 @@
+"""Source files to work units: which rows are read, scheduled, retried and committed together, and under which name.
+
+A unit and its name are pure functions of the source file (uri, size, version), the row range and the fingerprint, so that
+two runs agree on them without talking, and resuming is a set difference with what the output's folder lists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from urllib.parse import quote
+
+from embedding.corpus.sources import Source
+
+_MAX_STEM_CHARS = 120
+_SAFE_HIVE_CHARS = "=%:+, @!$&()~;"
+"""Left as they are in a hive folder's name, which other tools parse; everything else is percent-encoded, as Hive does."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceLayout:
+    """What a file's footer says about its rows."""
+
+    source: Source
+    row_groups: tuple[int, ...]
+    """Rows of each row group."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the file."""
+        return sum(self.row_groups)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A contiguous row range of one source file: planned, scheduled, retried and committed whole."""
+
+    id: str
+    source: Source
+    first_row: int
+    num_rows: int
+    shard: str
+    """Name of the unit's shard, relative to the output's folder."""
+
+
+def plan_units(layouts: Iterable[SourceLayout], *, unit_rows: int, fingerprint: str, limit_rows: int | None = None) -> Iterator[Unit]:
+    """The units of all files, in the order of the files and rows; together they cover the first `limit_rows` rows once."""
+    remaining = limit_rows
+    for layout in layouts:
+        for first_row, num_rows in cut_rows(layout.row_groups, unit_rows):
+            if remaining is not None:
+                num_rows = min(num_rows, remaining)
+                remaining -= num_rows
+            yield make_unit(layout.source, first_row, num_rows, fingerprint)
+            if remaining == 0:
+                return
+
+
+def cut_rows(row_groups: Sequence[int], unit_rows: int) -> Iterator[tuple[int, int]]:
+    """(first row, rows) ranges of at most `unit_rows` rows that cover the row groups in order.
+
+    Small row groups are taken together as long as they fit; a row group that is larger than a unit is cut inside into even
+    ranges, so that no sliver is left over.
+    """
+    first, rows = 0, 0
+    for group in row_groups:
+        if rows and rows + group > unit_rows:
+            yield first, rows
+            first, rows = first + rows, 0
+        if group > unit_rows:
+            pieces = -(-group // unit_rows)
+            cuts = [group * piece // pieces for piece in range(pieces + 1)]
+            yield from ((first + start, stop - start) for start, stop in pairwise(cuts))
+            first += group
+        else:
+            rows += group
+    if rows:
+        yield first, rows
+
+
+def make_unit(source: Source, first_row: int, num_rows: int, fingerprint: str) -> Unit:
+    """The unit of a row range, with its id and the name of its shard."""
+    identity = "\n".join((source.uri, str(source.size), source.version, str(first_row), str(num_rows), fingerprint))
+    unit_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return Unit(unit_id, source, first_row, num_rows, f"data/{shard_stem(source)}-{first_row:010d}-{unit_id}.parquet")
+
+
+def shard_stem(source: Source) -> str:
+    """The source's path as shard names carry it: hive segments stay folders, other folders are joined into the stem.
+
+    Hive segments are taken from the whole URI, so that the partition is kept where the input is one partition's folder.
+    """
+    folders = source.uri.partition("://")[2].split("/")[:-1]
+    hive = [quote(folder, safe=_SAFE_HIVE_CHARS) for folder in folders if _is_hive(folder)]
+    parts = [part for part in source.path.split("/") if not _is_hive(part)]
+    stem = re.sub(r"[^A-Za-z0-9.=_-]+", "_", "-".join(parts))
+    stem = stem.rpartition(".")[0] or stem
+    # Readers skip names that begin with a dot or an underscore.
+    return "/".join([*hive, stem.lstrip("._")[-_MAX_STEM_CHARS:].lstrip("._") or "source"])
+
+
+def _is_hive(segment: str) -> bool:
+    key, equals, _ = segment.partition("=")
+    return bool(equals) and re.fullmatch(r"\w+", key) is not None

@@ -1,0 +1,81 @@
+"""Rows and vectors to the bytes of one shard: Parquet that every reader opens, the same bytes for the same input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from embedding.corpus.plan import Unit
+from embedding.errors import EmbeddingJobError
+
+EMBEDDING = "embedding"
+FOOTER_KEY = "embedding."
+"""Prefix of the footer keys that say where a shard comes from."""
+_ROW_GROUP_BYTES = 64 * 2**20
+"""Raw vector bytes per row group: a reader needs memory for one row group, not for a shard."""
+
+
+def source_columns(unit: Unit) -> pa.Table:
+    """The identity of a unit's rows where the corpus has no id column: the source's uri and the row's number in it."""
+    rows = np.arange(unit.first_row, unit.first_row + unit.num_rows, dtype=np.int64)
+    return pa.table({"source": pa.repeat(unit.source.uri, unit.num_rows), "row_index": rows})
+
+
+def shard_table(copied: pa.Table, vectors_RD: NDArray[np.float32], more: Mapping[str, pa.Array]) -> pa.Table:
+    """The copied columns, the vectors as a non-null fixed-size list, and further columns, R rows each."""
+    rows, dim = vectors_RD.shape
+    vector_type = pa.list_(pa.field("element", pa.float32(), nullable=False), dim)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(vectors_RD.reshape(-1)), type=vector_type)
+    table = copied.append_column(pa.field(EMBEDDING, vector_type, nullable=False), vectors)
+    for name, column in more.items():
+        table = table.append_column(pa.field(name, column.type, nullable=False), column)
+    assert table.num_rows == rows
+    return table
+
+
+def shard_bytes(table: pa.Table, footer: Mapping[str, object]) -> bytes:
+    """The table as one complete Parquet file, with `footer` as JSON values under `embedding.*` keys.
+
+    Vectors are PLAIN with zstd 1: no dictionary helps on floats, and PLAIN is what every reader knows.
+
+    Raises:
+        EmbeddingJobError: what was written does not read back as it went in.
+    """
+    metadata = {f"{FOOTER_KEY}{key}": json.dumps(value, sort_keys=True) for key, value in footer.items()}
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
+    dim = table.schema.field(EMBEDDING).type.list_size
+    sink = pa.BufferOutputStream()
+    plain = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=max(1, _ROW_GROUP_BYTES // (4 * dim)),
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=plain,
+        write_statistics=plain,
+    )
+    data = sink.getvalue()
+    written = pq.read_table(pa.BufferReader(data), columns=[EMBEDDING], use_threads=False)
+    if _vectors(written).tobytes() != _vectors(table).tobytes():
+        raise EmbeddingJobError("the shard does not read back as it was written; this machine's memory or Parquet library is faulty")
+    return bytes(data.to_pybytes())
+
+
+def shard_footer(file: BinaryIO) -> dict[str, Any]:
+    """What `shard_bytes` was given as footer; closes the file."""
+    with file:
+        metadata = pq.read_metadata(file).metadata or {}
+    found = {key.decode(): value for key, value in metadata.items()}
+    return {key.removeprefix(FOOTER_KEY): json.loads(value) for key, value in found.items() if key.startswith(FOOTER_KEY)}
+
+
+def _vectors(table: pa.Table) -> NDArray[np.float32]:
+    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column(EMBEDDING).chunks]
+    return np.concatenate(chunks) if chunks else np.empty(0, np.float32)

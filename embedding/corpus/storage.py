@@ -1,0 +1,312 @@
+"""A folder on a local disk or an object store: whole-object puts, conditional puts, listings.
+
+Nothing here streams into a final name. A shard, a record, a manifest is first complete in memory, then put whole, so that
+no reader ever sees a part of it: object stores make one PUT visible at once, a local disk does so for a rename.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+
+import fsspec
+from aiohttp import ClientError as HttpClientError
+from botocore.exceptions import ClientError, HTTPClientError, NoCredentialsError, PartialCredentialsError
+from fsspec.core import split_protocol
+from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from embedding.errors import ConfigError, StorageError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_SINGLE_PUT_BYTES = 2**31
+"""s3fs cuts larger values into parts; below this one PUT makes the object visible, and nothing is left behind by a death."""
+
+_PERMANENT_ERRNOS = frozenset({errno.EINVAL, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EPERM, errno.ENAMETOOLONG, errno.EMSGSIZE})
+_PERMANENT_TYPES = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a local path or fsspec URL, and the path on it (absolute for a local one).
+
+    Credentials and endpoints come from where the protocol's library looks for them (for S3: AWS_* variables, profiles,
+    instance roles), in every process anew, so that no secret travels with a unit.
+
+    Raises:
+        ConfigError: the protocol is unknown or its library is not installed.
+    """
+    protocol = split_protocol(url)[0] or "file"
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if protocol in ("s3", "s3a"):
+        # s3fs retries on its own; botocore's retries would multiply with them.
+        options["config_kwargs"] = {"read_timeout": 120, "retries": {"max_attempts": 1}}
+    try:
+        fs, path = fsspec.core.url_to_fs(url, **options)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"{url} cannot be opened: {error}") from error
+    return fs, str(path)
+
+
+def is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether the file system is this machine's own (a mounted network disk included)."""
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    return "file" in protocols
+
+
+def open_storage(url: str, *, temporary_folder: str | None = None) -> Storage:
+    """The folder `url` names.
+
+    On a local disk, files are completed in `temporary_folder` (relative to it; else beside their final name) and then renamed.
+
+    Raises:
+        ConfigError: the protocol is unknown or its library is not installed.
+    """
+    fs, path = filesystem_of(url)
+    return LocalStorage(fs, path, temporary_folder) if is_local(fs) else Storage(fs, path)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether trying the same request again can help: throttling, time-outs, resets, server errors."""
+    if isinstance(error, _PERMANENT_TYPES):
+        return False
+    if isinstance(error, OSError):
+        return error.errno not in _PERMANENT_ERRNOS
+    return isinstance(error, HTTPClientError | HttpClientError | TimeoutError)
+
+
+def with_retries(action: Callable[[], T], *, attempts: int = 4) -> T:
+    """The result of `action`, tried again with jittered exponential waits while its error is transient."""
+    retrying = Retrying(
+        stop=stop_after_attempt(attempts),
+        wait=wait_random_exponential(multiplier=0.25, max=10),
+        retry=retry_if_exception(is_transient),
+        before_sleep=before_sleep_log(log, logging.DEBUG),
+        reraise=True,
+    )
+    return retrying(action)
+
+
+@contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """Turns what a store raises into one sentence that begins with `doing`.
+
+    Raises:
+        ConfigError: access is denied, or there are no credentials: running again as is will not help.
+        StorageError: anything else.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StorageError(f"{doing} failed: {error} does not exist") from error
+    except (PermissionError, NoCredentialsError, PartialCredentialsError) as error:
+        raise ConfigError(f"{doing} is not allowed: {error}; check the credentials and permissions of this process") from error
+    except (OSError, HTTPClientError, HttpClientError, TimeoutError, ClientError) as error:
+        raise StorageError(f"{doing} failed: {error or type(error).__name__}; run the same command again to go on") from error
+
+
+class Storage:
+    """A folder on an object store. Names are relative to it, with forward slashes."""
+
+    def __init__(self, fs: fsspec.AbstractFileSystem, root: str) -> None:
+        self._fs = fs
+        self._root = root.rstrip("/")
+
+    @property
+    def url(self) -> str:
+        """The folder's full URL (s3://bucket/out, or a plain path on a local disk)."""
+        return str(self._fs.unstrip_protocol(self._root)).removeprefix("file://")
+
+    def path(self, name: str) -> str:
+        """The name's path on the file system."""
+        return f"{self._root}/{name}"
+
+    def list(self, prefix: str) -> dict[str, int]:
+        """Names and sizes in bytes of everything below the folder `prefix`, sorted by name; empty where there is no such folder."""
+        with explained(f"listing {self.url}/{prefix}"):
+            found = with_retries(lambda: self._fs.find(self.path(prefix), detail=True))
+        start = len(self._root) + 1
+        return {path[start:]: info["size"] for path, info in sorted(found.items())}
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such an object."""
+        with explained(f"looking for {self.url}/{name}"):
+            return bool(with_retries(lambda: self._fs.exists(self.path(name))))
+
+    def read(self, name: str) -> bytes | None:
+        """The object's bytes, None where there is none."""
+        with explained(f"reading {self.url}/{name}"):
+            try:
+                return bytes(with_retries(lambda: self._fs.cat_file(self.path(name))))
+            except FileNotFoundError:
+                return None
+
+    def open(self, name: str) -> BinaryIO:
+        """The object, open for ranged reads."""
+        with explained(f"opening {self.url}/{name}"):
+            return cast(BinaryIO, with_retries(lambda: self._fs.open(self.path(name), "rb")))
+
+    def put(self, name: str, data: bytes) -> None:
+        """Make the object visible whole, replacing any earlier one."""
+        with explained(f"writing {self.url}/{name}"):
+            with_retries(lambda: self._fs.pipe_file(self.path(name), data, **self._put_options()))
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """Put the object unless one is there; whether this call's bytes are the ones that stand there now.
+
+        A lost reply makes the store answer "already there" to the retry of a put that won, so the answer is read back:
+        callers put bytes that only they could have written where the difference matters.
+        """
+        with explained(f"writing {self.url}/{name}"):
+            return self._conditional_put(name, data, {"mode": "create"})
+
+    def read_version(self, name: str) -> tuple[bytes, str] | None:
+        """The object's bytes and a version that is never newer than them, None where there is none."""
+        with explained(f"reading {self.url}/{name}"):
+            try:
+                info = with_retries(lambda: self._fs.info(self.path(name)))
+                data = with_retries(lambda: self._fs.cat_file(self.path(name)))
+            except FileNotFoundError:
+                return None
+        return bytes(data), str(info.get("ETag") or info.get("etag"))
+
+    def put_if_version(self, name: str, data: bytes, version: str) -> bool:
+        """Replace the object if it still has `version`; whether this call's bytes are the ones that stand there now."""
+        with explained(f"writing {self.url}/{name}"):
+            return self._conditional_put(name, data, {"IfMatch": version})
+
+    def honours_conditional_puts(self) -> bool:
+        """Whether a second put-if-absent is refused; some stores accept the condition and ignore it."""
+        probe = f"_control/probe-{secrets.token_hex(8)}"
+        self.put_if_absent(probe, b"first")
+        honoured = not self.put_if_absent(probe, b"second")
+        self.delete([probe])
+        return honoured
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete objects; those already gone are no error."""
+        if not names:
+            return
+        with explained(f"deleting {self.url}/{names[0]}"):
+            with_retries(lambda: self._fs.rm([self.path(name) for name in names]))
+
+    def _conditional_put(self, name: str, data: bytes, condition: dict[str, str]) -> bool:
+        try:
+            with_retries(lambda: self._put_unless_conflict(name, data, condition))
+        except OSError as error:
+            if not (isinstance(error, FileExistsError) or _error_code(error) == "PreconditionFailed"):
+                raise
+            return self.read(name) == data
+        return True
+
+    def _put_unless_conflict(self, name: str, data: bytes, condition: dict[str, str]) -> None:
+        try:
+            self._fs.pipe_file(self.path(name), data, **condition)
+        except OSError as error:
+            if _error_code(error) == "ConditionalRequestConflict":  # 409: S3 asks to send the same request again
+                raise OSError(errno.EBUSY, str(error)) from error
+            raise
+
+    def _put_options(self) -> dict[str, Any]:
+        return {"chunksize": _SINGLE_PUT_BYTES} if "s3" in self._fs.protocol else {}
+
+
+class LocalStorage(Storage):
+    """A folder on a local or mounted disk: complete temporary file first, then one atomic rename or link."""
+
+    def __init__(self, fs: fsspec.AbstractFileSystem, root: str, temporary_folder: str | None = None) -> None:
+        super().__init__(fs, root)
+        self._temporary_folder = temporary_folder
+
+    def list(self, prefix: str) -> dict[str, int]:
+        """See Storage.list."""
+        root = Path(self._root)
+        with explained(f"listing {self.url}/{prefix}"):
+            found = (path for path in (root / prefix).rglob("*") if path.is_file())
+            return {path.relative_to(root).as_posix(): path.stat().st_size for path in sorted(found)}
+
+    def put(self, name: str, data: bytes) -> None:
+        """See Storage.put."""
+        with explained(f"writing {self.url}/{name}"), self._temporary(name, data) as temporary:
+            temporary.replace(self.path(name))
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """See Storage.put_if_absent; a hard link fails where the name exists."""
+        with explained(f"writing {self.url}/{name}"), self._temporary(name, data) as temporary:
+            try:
+                os.link(temporary, self.path(name))
+            except FileExistsError:
+                return self.read(name) == data
+            return True
+
+    def read_version(self, name: str) -> tuple[bytes, str] | None:
+        """See Storage.read_version; the version is the content's hash."""
+        data = self.read(name)
+        return None if data is None else (data, hashlib.sha256(data).hexdigest())
+
+    def honours_conditional_puts(self) -> bool:
+        """See Storage.honours_conditional_puts; links and locks always do."""
+        return True
+
+    def put_if_version(self, name: str, data: bytes, version: str) -> bool:
+        """See Storage.put_if_version; a file lock stands for the store's conditional put."""
+        with explained(f"writing {self.url}/{name}"), self._temporary(name, data) as temporary, self._locked(name):
+            current = self.read_version(name)
+            if current is None or current[1] != version:
+                return False
+            temporary.replace(self.path(name))
+            return True
+
+    def delete(self, names: Sequence[str]) -> None:
+        """See Storage.delete; folders that become empty go too, up to the root."""
+        with explained(f"deleting {self.url}/{names[0] if names else ''}"):
+            for name in names:
+                Path(self.path(name)).unlink(missing_ok=True)
+            for folder in sorted({Path(self.path(name)).parent for name in names}, key=lambda path: -len(path.parts)):
+                _remove_if_empty(folder, Path(self._root))
+
+    @contextmanager
+    def _temporary(self, name: str, data: bytes) -> Iterator[Path]:
+        """A complete, synced file beside the final name, removed if it was not renamed."""
+        path = Path(self.path(name))
+        folder = path.parent if self._temporary_folder is None else Path(self.path(self._temporary_folder))
+        for needed in (path.parent, folder):
+            needed.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{path.name}.{secrets.token_hex(4)}.tmp"
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())  # a power cut must not leave a renamed but empty shard
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        with Path(self.path(name)).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _remove_if_empty(folder: Path, root: Path) -> None:
+    while folder != root and folder.is_relative_to(root):
+        try:
+            folder.rmdir()
+        except OSError:  # not empty, or already gone: either way it is not ours to remove
+            return
+        folder = folder.parent
+
+
+def _error_code(error: BaseException) -> str:
+    """The S3 error code behind what s3fs raised, such as PreconditionFailed (HTTP 412)."""
+    cause = error if isinstance(error, ClientError) else error.__cause__
+    return str(cause.response["Error"]["Code"]) if isinstance(cause, ClientError) else ""

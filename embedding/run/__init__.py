@@ -1,0 +1,1 @@
+"""Joins texts-to-vectors and files-to-shards on Ray: worker, pipeline, progress, summary, command line."""

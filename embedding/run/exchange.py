@@ -1,0 +1,52 @@
+"""What travels between the stages: a unit as JSON, its rows as one Arrow buffer that is read in place."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pyarrow as pa
+
+from embedding.corpus.plan import Unit
+from embedding.corpus.reader import UnitRows
+from embedding.corpus.sources import Source
+
+READ_SCHEMA = pa.schema([pa.field("unit", pa.string()), pa.field("rows", pa.large_binary()), pa.field("error", pa.string())])
+"""One row a unit: `rows` is an Arrow stream, null where reading failed with `error`."""
+
+
+def encode_unit(unit: Unit) -> str:
+    """The unit as JSON."""
+    return json.dumps(asdict(unit))
+
+
+def decode_unit(text: str) -> Unit:
+    """The inverse of `encode_unit`."""
+    fields = json.loads(text)
+    return Unit(**{**fields, "source": Source(**fields["source"])})
+
+
+def encode_rows(rows: UnitRows) -> pa.Buffer:
+    """The rows as an Arrow stream; the text is the last column, since a copied column may have its name."""
+    table = rows.copied.append_column("text", rows.text) if rows.copied.num_columns else pa.table({"text": rows.text})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def decode_rows(buffer: pa.Buffer) -> UnitRows:
+    """The inverse of `encode_rows`, without copying the buffer."""
+    table = pa.ipc.open_stream(buffer).read_all()
+    text = table.column(table.num_columns - 1)
+    return UnitRows(text.combine_chunks() if text.num_chunks != 1 else text.chunk(0), table.select(range(table.num_columns - 1)))
+
+
+def read_result(unit: str, rows: pa.Buffer | None, error: str | None) -> pa.Table:
+    """The read stage's row for one unit; the buffer is taken over, not copied."""
+    length = 0 if rows is None else rows.size
+    validity = None if rows is not None else pa.py_buffer(b"\x00")
+    offsets = pa.py_buffer(np.array([0, length], np.int64))
+    column = pa.Array.from_buffers(pa.large_binary(), 1, [validity, offsets, rows if rows is not None else pa.py_buffer(b"")])
+    return pa.Table.from_arrays([pa.array([unit], pa.string()), column, pa.array([error], pa.string())], schema=READ_SCHEMA)

@@ -1,0 +1,181 @@
+"""One run, from the configuration to the summary. Reads like the diagram in docs/architecture.md."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from embedding.config import JobConfig
+from embedding.corpus.lease import Lease
+from embedding.corpus.ledger import Ledger
+from embedding.corpus.output import JobSettings, Output
+from embedding.corpus.plan import SourceLayout, Unit, plan_units
+from embedding.corpus.reader import read_layouts
+from embedding.corpus.sources import list_sources
+from embedding.corpus.storage import filesystem_of, open_storage
+from embedding.errors import ConfigError
+from embedding.model.spec import ModelSpec, resolve_model
+from embedding.run.pipeline import Cluster, run_units
+from embedding.run.placement import Placement, place_workers
+from embedding.run.progress import open_progress
+from embedding.run.settings import columns_of, first_choices, first_precision, installed_versions, job_settings
+from embedding.run.summary import Summary
+from embedding.run.worker import WorkerJob
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything that is known before a worker starts."""
+
+    model: ModelSpec
+    settings: JobSettings
+    units: list[Unit]
+    pending: list[Unit]
+    stale: list[str]
+    """Committed shards that no unit claims."""
+    summary: Summary
+
+
+def embed_corpus(config: JobConfig) -> Summary:
+    """Embed every row of the corpus that the output does not hold yet.
+
+    Raises:
+        ConfigError: an option, the corpus, the model or the output's earlier settings do not allow the run.
+        OutputBusyError: another run holds the output.
+        EmbeddingJobError: something broke; the same call again goes on where this one stopped.
+    """
+    started = time.monotonic()
+    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    output = Output(config.output)
+    _require_apart(config)
+    sources = list_sources(config.input)
+    layouts = list(read_layouts(sources, columns_of(config)))
+    megabytes = sum(source.size for source in sources) / 1e6
+    log.info("%d source files, %.1f MB, %d rows", len(sources), megabytes, sum(layout.num_rows for layout in layouts))
+    with Cluster() as cluster:
+        model, settings = _settle(config, output, cluster)
+        if config.dry_run:
+            return _plan(config, output, layouts, model, settings, run_id).summary
+        with Lease.acquire(output.storage, run_id, config.lease_seconds) as lease:
+            if config.restart:
+                output.clear()
+            plan = _plan(config, output, layouts, model, output.begin(settings), run_id)
+            try:
+                _run(config, output, plan, cluster, lease)
+            except (KeyboardInterrupt, SystemExit):
+                plan.summary.status = "interrupted"
+                raise
+            finally:
+                plan.summary.seconds = round(time.monotonic() - started, 3)
+                _publish(config, output, plan.summary)
+    return plan.summary
+
+
+def _require_apart(config: JobConfig) -> None:
+    target_fs, target = filesystem_of(config.output)
+    for url in config.input:
+        fs, path = filesystem_of(url)
+        if type(fs) is type(target_fs) and f"{target.rstrip('/')}/".startswith(f"{path.rstrip('/')}/"):
+            raise ConfigError(f"--output {config.output} lies inside --input {url} and would be read as corpus; choose a folder beside it")
+
+
+def _settle(config: JobConfig, output: Output, cluster: Cluster) -> tuple[ModelSpec, JobSettings]:
+    """The model and settings of this run: what the output was begun with, checked against the options, else first choices."""
+    existing = None if config.restart else output.settings()
+    if existing is None:
+        device = place_workers(config, cluster.nodes()).device
+        model = resolve_model(config, precision=first_precision(config, device))
+        return model, job_settings(config, model, first_choices(config, model, device))
+    precision = existing.vectors["precision"] if config.precision == "auto" else config.precision
+    model = resolve_model(config, precision=precision)
+    settings = job_settings(config, model, existing.kept)
+    existing.require_same_vectors(settings, output.url)
+    for name, kept in existing.kept.items():
+        if getattr(config, name) not in ("auto", kept):
+            log.warning("%s=%d is kept from this output's first run, so that its units stay the same; --restart to change it", name, kept)
+    return model, settings
+
+
+def _plan(
+    config: JobConfig, output: Output, layouts: Sequence[SourceLayout], model: ModelSpec, settings: JobSettings, run_id: str
+) -> _Plan:
+    """The difference between what the corpus asks for and what the output's folder lists."""
+    unit_rows = settings.kept["unit_rows"]
+    units = list(plan_units(layouts, unit_rows=unit_rows, fingerprint=settings.fingerprint, limit_rows=config.limit_rows))
+    committed = {} if config.restart else output.shards()
+    claimed = {unit.shard for unit in units}
+    stale = [name for name in committed if name not in claimed]
+    done = [unit for unit in units if unit.shard in committed]
+    pending = [unit for unit in units if unit.shard not in committed]
+    forgotten = [url for url in settings.input if url not in config.input]
+    if stale and (forgotten or config.limit_rows) and not config.yes:
+        cause = f"--input no longer names {forgotten[0]}" if forgotten else f"--limit-rows={config.limit_rows} leaves rows out"
+        loss = f"{len(stale)} finished shards of {output.url} would be removed"
+        raise ConfigError(f"{cause}, so {loss}; say --yes to allow it, or choose another --output")
+    log.info("%d units of up to %d rows: %d done, %d to do", len(units), unit_rows, len(done), len(pending))
+    summary = Summary.planned(output=output.url, run=run_id, done=done, pending=pending)
+    return _Plan(model, settings, units, pending, stale, summary)
+
+
+def _run(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lease: Lease) -> None:
+    """pending units -> records -> ledger and progress -> manifest."""
+    summary = plan.summary
+    if not plan.pending and not plan.stale and output.is_complete():
+        summary.status = "nothing to do"
+        return
+    output.mark_incomplete()
+    if plan.pending:
+        _embed(config, output, plan, cluster, lease)
+    if summary.units_failed:
+        summary.status = "failed units"
+        return
+    lease.renew()
+    output.complete(plan.units, output.shards())
+    summary.status = "complete"
+
+
+def _embed(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lease: Lease) -> None:
+    placement = place_workers(config, cluster.nodes())
+    log.info("%d to %d workers on %s, %d CPUs each", placement.min_workers, placement.max_workers, placement.device, placement.cpus)
+    summary = plan.summary
+    ledger = Ledger(output.storage, summary.run)
+    began = time.monotonic()
+    try:
+        with open_progress(config.progress, summary.rows_pending) as progress:
+            for record in run_units(plan.pending, _worker_job(config, output, plan, placement), placement):
+                lease.check()
+                ledger.append(record)
+                summary.add(record)
+                progress.update(summary)
+    finally:
+        summary.tokens_per_second = round(summary.tokens / max(1e-9, time.monotonic() - began), 1)
+        ledger.flush()
+
+
+def _worker_job(config: JobConfig, output: Output, plan: _Plan, placement: Placement) -> WorkerJob:
+    settings = plan.settings
+    return WorkerJob(
+        model=plan.model,
+        output=output.url,
+        batch_tokens=settings.kept["batch_tokens"],
+        columns=columns_of(config),
+        has_id=config.id_column is not None,
+        token_columns=config.token_columns,
+        provenance={"fingerprint": settings.fingerprint, "settings": settings.vectors, "versions": installed_versions()},
+        max_unit_attempts=config.max_unit_attempts,
+        device=placement.device,
+        threads=None if placement.gpus else placement.cpus,
+    )
+
+
+def _publish(config: JobConfig, output: Output, summary: Summary) -> None:
+    output.storage.put(f"_control/runs/{summary.run}/summary.json", summary.document())
+    if config.json_summary:
+        folder, _, name = config.json_summary.rpartition("/")
+        open_storage(folder or ".").put(name, summary.document())

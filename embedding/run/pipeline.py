@@ -1,0 +1,126 @@
+"""The stages on Ray Data: units -> read on CPU -> embed and commit on the workers -> commit records. The only user of Ray."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+import ray.data
+
+from embedding.corpus.ledger import CommitRecord, records_from_table
+from embedding.corpus.plan import Unit
+from embedding.run.exchange import encode_unit
+from embedding.run.placement import READ_CPUS, Placement, available_cpus
+from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
+
+log = logging.getLogger(__name__)
+
+_UNITS_IN_HAND = 2
+"""Units that a worker works on at once: one on the device, one being tokenized, written or put."""
+_UNITS_AHEAD = 2
+"""Read units that wait at a worker, so that it never waits for a read."""
+
+
+class Cluster:
+    """The Ray cluster of a run, connected when it is first needed: the one at RAY_ADDRESS, one already connected, or an embedded one.
+
+    A context manager: at its end, what it connected is let go.
+    """
+
+    def __init__(self) -> None:
+        self._ours = False
+
+    def nodes(self) -> list[dict[str, float]]:
+        """The Ray resources of each node that lives."""
+        if not ray.is_initialized():
+            self._connect()
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+    def _connect(self) -> None:
+        """An embedded cluster gets a CPU more than the machine has, for the reads beside a worker that holds them all."""
+        _quiet()
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(logging_level=logging.ERROR, log_to_driver=False)
+        else:
+            cpus = available_cpus()
+            log.info("starting Ray on this machine, %d CPUs (set RAY_ADDRESS to use a running cluster)", cpus)
+            ray.init(address="local", num_cpus=cpus + 1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        self._ours = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._ours:
+            ray.shutdown()
+
+
+def run_units(units: Sequence[Unit], job: WorkerJob, placement: Placement) -> Iterator[CommitRecord]:
+    """Embed and commit the units; yields their records as they come, in no order.
+
+    One row of the dataset is one unit, and every batch is one row, so that units never mix.
+    """
+    attempts = _RemoteCounter(ray.remote(num_cpus=0, max_restarts=-1)(_AttemptCounter).remote())
+    dataset = (
+        ray.data.from_items([{"unit": encode_unit(unit)} for unit in units], override_num_blocks=len(units))
+        .map_batches(
+            functools.partial(read_stage, columns=job.columns, count_attempt=attempts, max_attempts=job.max_unit_attempts),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=READ_CPUS,
+        )
+        .map_batches(
+            EmbeddingWorker,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(
+                min_size=min(placement.min_workers, len(units)),
+                max_size=min(placement.max_workers, len(units)),
+                max_concurrent_calls_per_actor=_UNITS_IN_HAND,
+                max_tasks_in_flight_per_actor=_UNITS_IN_HAND + _UNITS_AHEAD,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=placement.cpus,
+            num_gpus=placement.gpus,
+            fn_constructor_kwargs={"job": job, "count_attempt": attempts},
+        )
+    )
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from records_from_table(batch)
+
+
+class _AttemptCounter:
+    """Lives in an actor of its own, so that its counts outlive the processes that die."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def count(self, key: str) -> int:
+        self._counts[key] += 1
+        return self._counts[key]
+
+
+class _RemoteCounter:
+    """Calls the counter from reads and workers."""
+
+    def __init__(self, counter: Any) -> None:
+        self._counter = counter
+
+    def __call__(self, key: str) -> int:
+        return int(ray.get(self._counter.count.remote(key)))
+
+
+def _quiet() -> None:
+    """Ray's own progress and notices off: the job reports for itself. Ray's log files keep what its Python side says."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,72 @@
+"""How many workers of what size: the user's options and the cluster's resources to one answer. Knows no Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedding.config import JobConfig
+from embedding.errors import ConfigError
+
+READ_CPUS = 0.5
+"""CPUs a read holds: mostly it waits for the store. Differs from any worker's, so that Ray Data keeps the stages apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The size of the worker pool and of one worker."""
+
+    min_workers: int
+    max_workers: int
+    gpus: float
+    cpus: int
+
+    @property
+    def device(self) -> str:
+        """Device type the encoder runs on."""
+        return "cuda" if self.gpus else "cpu"
+
+
+def place_workers(config: JobConfig, nodes: Sequence[Mapping[str, float]]) -> Placement:
+    """The worker pool for a cluster whose nodes have these Ray resources.
+
+    On CPUs, a worker takes a node's cores but one, which is left to the reads: one worker with all threads is faster than
+    several that share the caches.
+
+    Raises:
+        ConfigError: not even one worker fits any node, and the pool's size leaves no room for nodes that join later.
+    """
+    has_gpus = any(node.get("GPU", 0) > 0 for node in nodes)
+    gpus = (1.0 if has_gpus else 0.0) if config.gpus_per_worker == "auto" else config.gpus_per_worker
+    most_cpus = int(max((node.get("CPU", 0) for node in nodes), default=1))
+    cpus = (1 if gpus else max(1, most_cpus - 1)) if config.cpus_per_worker == "auto" else config.cpus_per_worker
+    fitting = sum(_fit(node, gpus, cpus) for node in nodes)
+    if sum(node.get("CPU", 0) for node in nodes) - fitting * cpus < READ_CPUS:
+        fitting -= 1  # a cluster full of workers could not read
+    asked = config.worker_range()
+    if asked is None and fitting < 1:
+        needed = f"{gpus:g} GPUs and {cpus} CPUs" if gpus else f"{cpus} CPUs (and half a one for reading)"
+        raise ConfigError(
+            f"no node of the cluster has {needed} for a worker; lower --gpus-per-worker or --cpus-per-worker, "
+            "or give --workers MIN:MAX where nodes join later"
+        )
+    low, high = asked or (fitting, fitting)
+    return Placement(low, high, gpus, cpus)
+
+
+def _fit(node: Mapping[str, float], gpus: float, cpus: int) -> int:
+    """Workers that fit a node."""
+    by_cpu = int(node.get("CPU", 0) // cpus)
+    return min(by_cpu, int(node.get("GPU", 0) / gpus + 1e-9)) if gpus else by_cpu
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: its affinity, bounded by a container's quota."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cpus
+    return cpus if quota == "max" else max(1, min(cpus, int(quota) // int(period)))

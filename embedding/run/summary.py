@@ -1,0 +1,86 @@
+"""What a run did, in one line of JSON for pipelines."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Literal, TypeAlias
+
+from embedding.corpus.ledger import CommitRecord
+from embedding.corpus.plan import Unit
+from embedding.errors import ExitCode
+
+Status: TypeAlias = Literal["complete", "nothing to do", "failed units", "planned", "interrupted"]
+
+
+@dataclass
+class Summary:
+    """Counts of one run. rows_in = rows_out + rows_rejected always; rows_in + rows_skipped + rows_failed + rows_pending is the corpus."""
+
+    output: str
+    run: str
+    status: Status = "planned"
+    rows_in: int = 0
+    """Rows of the units that this run committed."""
+    rows_out: int = 0
+    rows_rejected: int = 0
+    rows_skipped: int = 0
+    """Rows of units that earlier runs had committed."""
+    rows_failed: int = 0
+    rows_pending: int = 0
+    """Rows of units that this run did not get to."""
+    units_done: int = 0
+    units_skipped: int = 0
+    units_failed: int = 0
+    units_pending: int = 0
+    tokens: int = 0
+    truncated_rows: int = 0
+    seconds: float = 0.0
+    """Wall time of the whole run, its start included."""
+    tokens_per_second: float = 0.0
+    """Tokens over the time from the first unit's start to the last one's end."""
+    failures: list[dict[str, object]] = field(default_factory=list)
+    """Failed units: source, first row, rows, reason."""
+
+    @classmethod
+    def planned(cls, *, output: str, run: str, done: list[Unit], pending: list[Unit]) -> Summary:
+        """The summary of a run that is about to begin."""
+        return cls(
+            output=output,
+            run=run,
+            rows_skipped=sum(unit.num_rows for unit in done),
+            units_skipped=len(done),
+            rows_pending=sum(unit.num_rows for unit in pending),
+            units_pending=len(pending),
+        )
+
+    def add(self, record: CommitRecord) -> None:
+        """Count one unit's end."""
+        self.units_pending -= 1
+        self.rows_pending -= record.rows
+        if record.error:
+            self.units_failed += 1
+            self.rows_failed += record.rows
+            self.failures.append({"source": record.source, "first_row": record.first_row, "rows": record.rows, "reason": record.error})
+            return
+        self.units_done += 1
+        self.rows_in += record.rows
+        self.rows_out += record.rows - record.rejected
+        self.rows_rejected += record.rejected
+        self.tokens += record.tokens
+        self.truncated_rows += record.truncated
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What the process answers."""
+        return ExitCode.FAILED_UNITS if self.status == "failed units" else ExitCode.COMPLETE
+
+    def line(self) -> str:
+        """The one-line JSON, without the list of failures, which may be long."""
+        facts = asdict(self)
+        del facts["failures"]
+        return json.dumps(facts)
+
+    def document(self) -> bytes:
+        """The whole summary as JSON."""
+        return json.dumps(asdict(self), indent=1).encode()

@@ -1,0 +1,160 @@
+"""What one worker does with one unit: tokenize, encode, build the shard, commit it. Knows no Ray.
+
+Two units are in hand at once, in two threads: while one holds the device, the other is tokenized, written or put.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from embedding.corpus.ledger import CommitRecord, parquet_bytes, records_to_table
+from embedding.corpus.output import Output, rejected_name
+from embedding.corpus.plan import Unit
+from embedding.corpus.reader import Columns, UnitRows, read_unit, text_faults
+from embedding.corpus.shard import shard_bytes, shard_table, source_columns
+from embedding.errors import EmbeddingJobError
+from embedding.model.spec import ModelSpec
+from embedding.run.exchange import decode_rows, decode_unit, encode_rows, read_result
+
+log = logging.getLogger(__name__)
+
+CountAttempt = Callable[[str], int]
+"""Counts a try of the unit, over all processes of the run: 1 for the first."""
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """What every worker of a run needs to know."""
+
+    model: ModelSpec
+    output: str
+    batch_tokens: int
+    columns: Columns
+    has_id: bool
+    """Whether the copied columns identify a row; else source and row_index are added."""
+    token_columns: bool
+    provenance: dict[str, Any]
+    """Goes into every shard's footer."""
+    max_unit_attempts: int
+    device: str
+    threads: int | None
+    """CPU threads of the encoder, None for a GPU worker."""
+
+
+def read_stage(batch: pa.Table, columns: Columns, count_attempt: CountAttempt, max_attempts: int) -> pa.Table:
+    """One unit in, one row of READ_SCHEMA out: its rows, or why they can not be had."""
+    text = batch.column("unit")[0].as_py()
+    unit = decode_unit(text)
+    if count_attempt(f"read {unit.id}") > max_attempts:
+        return read_result(text, None, f"its reader died {max_attempts} times; {unit.source.uri} may be damaged or too large")
+    try:
+        return read_result(text, encode_rows(read_unit(unit, columns)), None)
+    except EmbeddingJobError as error:
+        return read_result(text, None, str(error))
+
+
+class EmbeddingWorker:
+    """Holds one copy of the model; called with one unit at a time by up to two threads."""
+
+    def __init__(self, job: WorkerJob, count_attempt: CountAttempt) -> None:
+        from embedding.model.embedder import Embedder  # only workers need torch: the driver starts without it
+
+        self._job = job
+        self._count_attempt = count_attempt
+        self._output = Output(job.output)
+        self._embedder = Embedder(job.model, device=job.device, threads=job.threads)
+        self._device = threading.Lock()
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """One row of READ_SCHEMA in, one commit record out; never raises for a fault of the unit."""
+        unit = decode_unit(batch.column("unit")[0].as_py())
+        if error := batch.column("error")[0].as_py():
+            return records_to_table([self._failed(unit, error)])
+        rows = decode_rows(batch.column("rows")[0].as_buffer())
+        return records_to_table([self._commit_or_fail(unit, rows)])
+
+    def _commit_or_fail(self, unit: Unit, rows: UnitRows) -> CommitRecord:
+        """Try the unit until it is committed or its attempts, those of dead processes included, are spent."""
+        error = "its worker process died each time"
+        while (attempt := self._count_attempt(unit.id)) <= self._job.max_unit_attempts:
+            try:
+                if attempt > 1 and (record := self._output.committed_record(unit)) is not None:
+                    return record  # an earlier process died between the put and its answer
+                return self._commit(unit, rows)
+            except Exception as caught:  # whatever a unit does, the run goes on without it
+                log.warning("unit %s failed in attempt %d", unit.id, attempt, exc_info=not isinstance(caught, EmbeddingJobError))
+                error = str(caught) if isinstance(caught, EmbeddingJobError) else f"{type(caught).__name__}: {caught}"
+        return self._failed(unit, f"{error} (set aside after {self._job.max_unit_attempts} attempts)")
+
+    def _failed(self, unit: Unit, error: str) -> CommitRecord:
+        return CommitRecord.of(unit, worker=self._name, error=error)
+
+    def _commit(self, unit: Unit, rows: UnitRows) -> CommitRecord:
+        """read rows -> texts -> tokens -> vectors -> shard -> put; the put is the commit."""
+        started = time.perf_counter()
+        faults = text_faults(rows.text)
+        good = np.delete(np.arange(unit.num_rows), list(faults))
+        tokens = self._embedder.tokenize(rows.text.take(good).to_pylist())
+        tokenized = time.perf_counter()
+        with self._device:
+            locked = time.perf_counter()
+            embedded = self._embedder.embed(tokens, self._job.batch_tokens)
+        encoded = time.perf_counter()
+
+        finite = embedded.finite_R
+        faults |= {int(row): "the model gives a non-finite vector" for row in good[~finite]}
+        counts = {"num_tokens": tokens.lengths[finite], "truncated": tokens.truncated[finite]}
+        facts = {
+            "rejected": len(faults),
+            "tokens": int(counts["num_tokens"].sum()),
+            "truncated": int(counts["truncated"].sum()),
+        }
+        identified = rows.copied if self._job.has_id else _side_by_side(source_columns(unit), rows.copied)
+        token_columns = {"num_tokens": pa.array(counts["num_tokens"], pa.int32()), "truncated": pa.array(counts["truncated"])}
+        table = shard_table(identified.take(good[finite]), embedded.vectors_RD[finite], token_columns if self._job.token_columns else {})
+        data = shard_bytes(table, {"unit": asdict(unit), "record": facts, "provenance": self._job.provenance})
+        if faults:  # before the shard, so that one commit covers both
+            ids = rows.copied.column(0) if self._job.has_id else None
+            self._output.storage.put(rejected_name(unit.id), parquet_bytes(rejected_table(unit, ids, faults)))
+        self._output.storage.put(unit.shard, data)
+        return CommitRecord.of(
+            unit,
+            **facts,
+            padding=embedded.padding_tokens,
+            bytes=len(data),
+            wait_seconds=locked - tokenized,
+            tokenize_seconds=tokenized - started,
+            encode_seconds=encoded - locked,
+            write_seconds=time.perf_counter() - encoded,
+            worker=self._name,
+        )
+
+
+def rejected_table(unit: Unit, ids: pa.ChunkedArray | None, faults: dict[int, str]) -> pa.Table:
+    """The rows of a unit that have no vector: where they are, their id as text where there is an id column, and why."""
+    rows = np.array(sorted(faults), np.int64)
+    return pa.table(
+        {
+            "source": pa.repeat(unit.source.uri, len(rows)),
+            "row_index": rows + unit.first_row,
+            "id": pa.array([None if ids is None else str(ids[row].as_py()) for row in rows.tolist()], pa.string()),
+            "reason": [faults[row] for row in rows.tolist()],
+        }
+    )
+
+
+def _side_by_side(left: pa.Table, right: pa.Table) -> pa.Table:
+    for name in right.column_names:
+        left = left.append_column(right.schema.field(name), right.column(name))
+    return left
