@@ -5,7 +5,6 @@ No mask function is registered under that name, so transformers builds no mask.
 """
 
 # Shape suffixes: T packed tokens, H heads, G key and value heads, K head width.
-# ruff: noqa: N803, N806
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Rows into batches: sorted by length, cut by a budget of tokens. Plain numpy, no torch."""
 
 # Shape suffixes: T packed tokens, R rows.
-# ruff: noqa: N803
 
 from __future__ import annotations
 

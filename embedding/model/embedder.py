@@ -1,7 +1,7 @@
 """Embedder: what a worker holds. Texts -> tokens -> vectors, with one model on one device."""
 
 # Shape suffixes: R rows, D width.
-# ruff: noqa: N803, N806, N815
+# ruff: noqa: N815
 
 from __future__ import annotations
 

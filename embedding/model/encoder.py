@@ -1,7 +1,7 @@
 """The transformer: token ids -> hidden states, packed where the architecture allows it, else padded."""
 
 # Shape suffixes: T packed tokens, R rows, D width.
-# ruff: noqa: N802, N803, N806, N815
+# ruff: noqa: N802, N815
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+from transformers.utils.logging import disable_progress_bar
 
 from embedding.config import Precision
 from embedding.errors import ModelError
@@ -147,7 +149,7 @@ class Encoder:
 
     def _try_packing(self, spec: ModelSpec, precision: Precision) -> str:
         """Switch to packed attention if it gives the hidden states that padded batches give; else say why not."""
-        if not self._model.is_backend_compatible():  # type: ignore[no-untyped-call]
+        if not self._model.is_backend_compatible():
             return f"the {spec.model_type} classes of transformers take no attention function"
         batch = self._probe_batch(spec.max_tokens)
         padded_TD = self(batch).float()
@@ -178,11 +180,13 @@ class Encoder:
 
 def _load(spec: ModelSpec, folder: Path) -> PreTrainedModel:
     """The model in evaluation mode, float32, its weights frozen; of an encoder-decoder only the encoder."""
+    disable_progress_bar()  # one for each worker would fill the job's log
     path = folder / spec.transformer_path
     config = AutoConfig.from_pretrained(path, trust_remote_code=spec.trust_remote_code)
     if hasattr(config, "use_cache"):
         config.use_cache = False
-    auto_class = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+    # Both give the same classes, but for encoder-decoders such as T5 the first gives the encoder.
+    auto_class = AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
     try:
         model, info = auto_class.from_pretrained(
             path,

@@ -1,7 +1,6 @@
 """Token vectors -> one vector per row, in float32, with sentence-transformers' meanings."""
 
 # Shape suffixes: T packed tokens, R rows, D width.
-# ruff: noqa: N803, N806
 
 from __future__ import annotations
 

@@ -16,7 +16,18 @@ from embedding.model.source import ModelFiles, ModelSource, open_model
 FingerprintValue: TypeAlias = str | int | bool | list[str] | None
 
 _POSITIONS_FOLLOW_PADDING = frozenset(
-    "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl".split()
+    [
+        "camembert",
+        "data2vec-text",
+        "ibert",
+        "longformer",
+        "luke",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+    ]
 )
 """Model types whose first position is padding_idx + 1, so that padding_idx + 1 rows of their position table are never used."""
 

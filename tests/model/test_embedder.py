@@ -1,0 +1,149 @@
+"""Embedder under pressure: memory that runs out, numbers that overflow, threads."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from embedding.errors import ModelError
+from embedding.model import Embedder
+from embedding.model.encoder import Encoder, PackedBatch
+from tests.model.tiny import TEXTS, WIDTH, save_model, spec_of
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"), "bert")
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, error: Exception, tokens: int) -> list[int]:
+    """Let the encoder run out of memory above this many tokens; returns the sizes of all batches tried."""
+    run, tried = Encoder.__call__, []
+
+    def limited(self: Encoder, batch: PackedBatch) -> Tensor:
+        tried.append(len(batch.ids_T))
+        if len(batch.ids_T) > tokens:
+            raise error
+        return run(self, batch)
+
+    monkeypatch.setattr(Encoder, "__call__", limited)
+    return tried
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: ...")],
+)
+def test_out_of_memory_halves_the_batch_for_good(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    embedder = Embedder(spec_of(folder))
+    tokens = embedder.tokenize(TEXTS)
+    expected = embedder.embed(tokens, 4000)
+    tried = limit_memory(monkeypatch, error, 700)
+    with caplog.at_level(logging.WARNING, "embedding.model"):
+        found = embedder.embed(tokens, 4000)
+    np.testing.assert_allclose(found.vectors_RD, expected.vectors_RD, rtol=0, atol=2e-5)
+    assert expected.batch_tokens == 4000
+    assert 350 <= found.batch_tokens <= 700
+    assert "does not fit the memory" in caplog.text
+    tried.clear()
+    again = embedder.embed(tokens, 4000)
+    assert max(tried) <= found.batch_tokens == again.batch_tokens
+    assert embedder.embed(tokens, 200).batch_tokens == 200
+
+
+def test_a_text_that_does_not_fit_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = Embedder(spec_of(folder))
+    limit_memory(monkeypatch, torch.OutOfMemoryError(), 100)
+    with pytest.raises(ModelError, match="a single text of 160 tokens does not fit the memory"):
+        embedder.embed(embedder.tokenize(TEXTS), 4000)
+
+
+def test_other_errors_pass(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = Embedder(spec_of(folder))
+    limit_memory(monkeypatch, RuntimeError("expected scalar type Float"), 0)
+    with pytest.raises(RuntimeError, match="expected scalar type"):
+        embedder.embed(embedder.tokenize(TEXTS), 4000)
+
+
+def break_rows(monkeypatch: pytest.MonkeyPatch, token: int, *, in_fp32: bool) -> None:
+    """Give every token of this id an infinite hidden state."""
+    run = Encoder.__call__
+
+    def broken(self: Encoder, batch: PackedBatch) -> Tensor:
+        hidden = run(self, batch).clone()
+        if in_fp32 or self._dtype != torch.float32:
+            hidden[batch.ids_T == token] = torch.inf
+        return hidden
+
+    monkeypatch.setattr(Encoder, "__call__", broken)
+
+
+@pytest.mark.parametrize("in_fp32", [False, True])
+def test_rows_that_overflow_are_computed_again_in_fp32(folder: Path, monkeypatch: pytest.MonkeyPatch, in_fp32: bool) -> None:
+    exact = Embedder(spec_of(folder))
+    tokens = exact.tokenize(TEXTS[:12])
+    expected = exact.embed(tokens, 1000).vectors_RD
+    embedder = Embedder(replace(spec_of(folder), precision="bf16"))
+    token = int(tokens.ids[tokens.offsets[2] + 1])  # the first letter of the text about zebras
+    has_token = np.array([token in tokens.ids[start:end] for start, end in zip(tokens.offsets, tokens.offsets[1:], strict=False)])
+    assert set(has_token) == {False, True}
+    break_rows(monkeypatch, token, in_fp32=in_fp32)
+    found = embedder.embed(tokens, 1000)
+    if in_fp32:
+        assert found.finite_R.tolist() == (~has_token).tolist()
+    else:
+        assert found.finite_R.all()
+        np.testing.assert_allclose(found.vectors_RD[has_token], expected[has_token], rtol=0, atol=2e-5)
+    cosines = torch.cosine_similarity(torch.from_numpy(found.vectors_RD), torch.from_numpy(expected))[~has_token]
+    assert 0.98 < float(cosines.min()) < 0.999999  # bf16: near, and not the same
+
+
+def test_a_model_that_cannot_run_packed_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = save_model(tmp_path, "mpnet")
+    embedder = Embedder(spec_of(folder))
+    assert not embedder.packed
+    assert caplog.text.count("runs in padded batches: the mpnet classes") == 1
+    assert embedder.description["batches"].startswith("padded: ")
+    result = embedder.embed(embedder.tokenize(["a", "one two three four"]), 1000)
+    assert result.padding_tokens > 0
+
+
+def test_a_wrong_attention_is_found_at_load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an architecture would be whose packed rows see each other's positions."""
+    right = Embedder(spec_of(folder))
+    tokens = right.tokenize(TEXTS)
+    expected = right.embed(tokens, 4000).vectors_RD
+    monkeypatch.setattr(Encoder, "_position_ids", lambda _, batch: batch.positions_T.flip(0))
+    embedder = Embedder(spec_of(folder))
+    assert not embedder.packed
+    assert "differ by" in embedder.description["batches"]
+    np.testing.assert_allclose(embedder.embed(tokens, 4000).vectors_RD, expected, rtol=0, atol=2e-5)
+
+
+def test_tokenizing_goes_on_while_another_thread_encodes(folder: Path) -> None:
+    embedder = Embedder(spec_of(folder), threads=1)
+    assert torch.get_num_threads() == 1
+    tokens = embedder.tokenize(TEXTS)
+    expected = embedder.embed(tokens, 500).vectors_RD
+    with ThreadPoolExecutor(2) as pool:
+        others = [pool.submit(embedder.tokenize, TEXTS) for _ in range(4)]
+        assert (embedder.embed(tokens, 500).vectors_RD == expected).all()
+    assert all(other.result().ids.tolist() == tokens.ids.tolist() for other in others)
+
+
+def test_facts(folder: Path) -> None:
+    embedder = Embedder(spec_of(folder), device="cpu")
+    assert embedder.dim == WIDTH
+    assert embedder.default_batch_tokens() >= 160
+    assert set(embedder.description) == {"device", "torch", "transformers", "tokenizers", "batches"}
+    nothing = embedder.embed(embedder.tokenize([]), 100)
+    assert nothing.vectors_RD.shape == (0, WIDTH)
