@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich import box
 from rich import print as show
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from embedding.config import JobConfig
 from embedding.model import Embedder, resolve_model
@@ -47,10 +49,11 @@ def matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
 
 
 def answer(question: str, scores: npt.NDArray[np.float32], rows: pa.Table) -> Table:
-    """The rows and their scores, to be printed."""
-    table = Table("Score", "Name", "Module", "Docstring", title=question, title_justify="left", title_style="bold", min_width=100)
+    """The rows and their scores, to be printed; the module's part of a name is dimmed."""
+    table = Table("Score", Column("Name", no_wrap=True), "Docstring", title=question, title_justify="left", box=box.SIMPLE_HEAD)
     for score, row in zip(scores, rows.to_pylist(), strict=True):
-        table.add_row(f"{score:.3f}", row["id"], row["module"], row["text"].partition("\n")[0])
+        name = Text.assemble((row["module"], "dim"), row["id"].removeprefix(row["module"]))
+        table.add_row(f"{score:.3f}", name, row["text"].partition("\n")[0])
     return table
 
 
