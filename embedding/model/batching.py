@@ -19,11 +19,11 @@ def batch_end(sorted_lengths_R: Int64Array, start: int, batch_tokens: int, *, pa
     """The end (exclusive) of the batch that begins at row `start` of rows sorted by falling length.
 
     A packed batch holds at most `batch_tokens` tokens; a padded one at most `batch_tokens` cells, which is its number of
-    rows times its longest row. A row above the budget is a batch of its own.
+    rows times its longest row. A row above the budget is a batch of its own. Every row has a token at least.
     """
     if padded:
         return min(len(sorted_lengths_R), start + max(1, batch_tokens // int(sorted_lengths_R[start])))
-    # No batch has more rows than tokens, as every row has a token at least.
+    # A batch cannot have more rows than tokens.
     totals = np.cumsum(sorted_lengths_R[start : start + batch_tokens + 1])
     return start + max(1, int(np.searchsorted(totals, batch_tokens, side="right")))
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import platform
 from collections.abc import Sequence
@@ -51,7 +50,6 @@ class Embedder:
     Attributes:
         dim: length of a vector.
         packed: rows run without padding.
-        description: names and versions of what computes, for provenance.
     """
 
     def __init__(self, spec: ModelSpec, *, device: str | None = None, threads: int | None = None) -> None:
@@ -72,11 +70,16 @@ class Embedder:
         self._fitting_tokens: int | None = None
         self.dim = spec.dimensions
         self.packed = self._encoder.packed
-        self.description = {
+
+    @property
+    def description(self) -> dict[str, str]:
+        """Names and versions of what computes, for provenance."""
+        return {
             "device": _device_name(self._device),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "tokenizers": tokenizers.__version__,
+            "tokenized_by": "nanotoken" if self._tokenizer.is_fast else "tokenizers",
             "batches": "packed" if self.packed else f"padded: {self._encoder.reason}",
         }
 
@@ -113,15 +116,19 @@ class Embedder:
         finite_R[rows] = _finite_rows(vectors_RD[rows])
 
     def _encode(self, encoder: Encoder, tokens: TokenizedTexts, batch_tokens: int) -> tuple[npt.NDArray[np.float32], int]:
-        """(vectors [R, dim] in row order, padding tokens). The loop never waits for the device."""
+        """(vectors [R, dim] in row order, padding tokens). The loop never waits for the device.
+
+        A row without any token, as an empty text is to a tokenizer that adds none of its own, gets zeros.
+        """
         order = longest_first(tokens.lengths)
         sorted_ids, offsets = gather_rows(tokens.ids, tokens.offsets, order)
         lengths = np.diff(offsets)
+        lengths = lengths[lengths > 0]
         on_gpu = self._device.type == "cuda"
         ids_T = torch.from_numpy(sorted_ids).pin_memory() if on_gpu else torch.from_numpy(sorted_ids)
-        sorted_RD = torch.empty((len(order), self.dim), dtype=torch.float32, pin_memory=on_gpu)
+        sorted_RD = torch.zeros((len(order), self.dim), dtype=torch.float32, pin_memory=on_gpu)
         start = cells = 0
-        while start < len(order):
+        while start < len(lengths):
             end = batch_end(lengths, start, self._budget(batch_tokens), padded=not encoder.packed)
             try:
                 batch = pack(ids_T[offsets[start] : offsets[end]], lengths[start:end], self._device)
@@ -149,9 +156,6 @@ class Embedder:
             raise ModelError(f"a single text of {cells} tokens does not fit the memory of {device}; lower --max-tokens") from error
         self._fitting_tokens = cells // 2
         log.warning("a batch of %d tokens does not fit the memory; batches of %d are used from now on", cells, self._fitting_tokens)
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def _finite_rows(vectors_RD: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import nanotoken
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer as FastTokenizer
@@ -17,6 +19,17 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from embedding.errors import ModelError
 from embedding.model.batching import offsets_of
 from embedding.model.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+Ids: TypeAlias = npt.NDArray[np.int32]
+Offsets: TypeAlias = npt.NDArray[np.int64]
+Encode: TypeAlias = Callable[[list[str]], tuple[Ids, Offsets]]
+"""Whole texts -> flat ids and their offsets."""
+
+_PARITY_TEXTS = 1000
+_NANOTOKEN_CACHE_ENTRIES = 1 << 17
+"""Per thread and level; the default would let each thread keep 130 MiB, this 16."""
 
 _CHUNK_CHARS = 1 << 20
 """Text that is handed to `tokenizers` at once: its own records of a token are some hundred bytes large."""
@@ -51,80 +64,129 @@ class Tokenizer:
     def __init__(self, spec: ModelSpec, folder: Path) -> None:
         """Raises ModelError: the tokenizer cannot be loaded, or its rows need more than ids."""
         slow = _load(folder / spec.transformer_path, spec)
-        self._fast: FastTokenizer = slow.backend_tokenizer
-        self._fast.no_padding()
-        self._fast.no_truncation()  # done in numpy below: `tokenizers` would keep the rest of a long text too
+        reference: FastTokenizer = slow.backend_tokenizer
+        reference.no_padding()
+        reference.no_truncation()  # done in numpy below: `tokenizers` would keep the rest of a long text too
         if spec.lower_case:
-            _lowercase_first(self._fast)
+            _lowercase_first(reference)
         self._prompt = spec.prompt
         self._max_tokens = spec.max_tokens
         self._cuts_left = slow.truncation_side == "left"
-        self._prefix, self._suffix = self._special_tokens(slow, spec)
-        self._head_chars = 0 if self._cuts_left or not _splits_before_spaces(self._fast) else _HEAD_CHARS_PER_TOKEN * spec.max_tokens
+        self._prefix, self._suffix = _special_tokens(reference, slow, spec)
+        can_cut = not self._cuts_left and _splits_before_spaces(reference)
+        self._head_chars = _HEAD_CHARS_PER_TOKEN * spec.max_tokens if can_cut else None
+        self._exact = _by_tokenizers(reference)
+        self._encode = _by_nanotoken(reference) or self._exact
+        self._checked = not self.is_fast
         self.prompt_tokens = 0 if spec.include_prompt or not spec.prompt else self._count_prompt_tokens(slow)
 
+    @property
+    def is_fast(self) -> bool:
+        """Whether nanotoken does the work, and not `tokenizers`."""
+        return self._encode is not self._exact
+
     def __call__(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Tokenize the prompt followed by each text, cut to max_tokens."""
-        rows: list[npt.NDArray[np.int32]] = []
-        truncated: list[bool] = []
+        """Tokenize the prompt followed by each text, cut to max_tokens.
+
+        The first call compares the fast path with the reference on the first of its texts.
+        """
+        if not self._checked:
+            self.check_parity(texts[:_PARITY_TEXTS])
+        return self._tokenize(texts, self._encode)
+
+    def check_parity(self, texts: Sequence[str]) -> None:
+        """Give up the fast path where it differs from the reference on one of these texts, and say so in the log."""
+        found, expected = (self._tokenize(texts, encode) for encode in (self._encode, self._exact))
+        if not (np.array_equal(found.offsets, expected.offsets) and np.array_equal(found.ids, expected.ids)):
+            log.warning("nanotoken cuts texts of this corpus otherwise than tokenizers; the slower tokenizers is used instead")
+            self._encode = self._exact
+        self._checked = True
+
+    def _tokenize(self, texts: Sequence[str], encode: Encode) -> TokenizedTexts:
+        chunks = [self._cut(*self._encode_heads(chunk, encode, self._head_chars)) for chunk in self._chunks(texts)]
+        if not chunks:
+            return TokenizedTexts(np.empty(0, np.int32), np.zeros(1, np.int64), np.empty(0, np.bool_))
+        ids, lengths, truncated = (np.concatenate(parts) for parts in zip(*((c.ids, c.lengths, c.truncated) for c in chunks), strict=True))
+        return TokenizedTexts(ids, offsets_of(lengths), truncated)
+
+    def _chunks(self, texts: Sequence[str]) -> Iterator[list[str]]:
+        """The prompted texts, so many at a time that their heads have about _CHUNK_CHARS characters."""
         chunk: list[str] = []
         size = 0
         for text in texts:
             chunk.append(self._prompt + text)
-            size += len(text)
+            size += len(text) if self._head_chars is None else min(len(text), self._head_chars)
             if size >= _CHUNK_CHARS:
-                self._add_rows(chunk, rows, truncated)
+                yield chunk
                 chunk, size = [], 0
-        self._add_rows(chunk, rows, truncated)
-        ids = np.concatenate(rows) if rows else np.empty(0, dtype=np.int32)
-        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        return TokenizedTexts(ids, offsets_of(lengths), np.array(truncated, dtype=np.bool_))
+        if chunk:
+            yield chunk
 
-    def _add_rows(self, texts: list[str], rows: list[npt.NDArray[np.int32]], truncated: list[bool]) -> None:
-        heads = [self._head(text, self._head_chars) for text in texts]
-        for text, head, encoding in zip(texts, heads, self._fast.encode_batch_fast(heads), strict=True):
-            ids = encoding.ids
-            window = self._head_chars
-            while len(head) < len(text) and len(ids) <= self._max_tokens:
-                window *= 8
-                head = self._head(text, window)
-                ids = self._fast.encode(head).ids
-            truncated.append(len(ids) > self._max_tokens)
-            rows.append(np.array(self._cut(ids), dtype=np.int32))
+    def _encode_heads(self, texts: list[str], encode: Encode, head_chars: int | None) -> tuple[Ids, Offsets]:
+        """All tokens of the head of each text; a head without tokens enough to fill its row grows."""
+        heads = [_head(text, head_chars) for text in texts]
+        ids, offsets = encode(heads)
+        enough = (np.diff(offsets) > self._max_tokens).tolist()
+        unfilled = [row for row, text in enumerate(texts) if not enough[row] and len(heads[row]) < len(text)]
+        if head_chars is None or not unfilled:
+            return ids, offsets
+        rows = np.split(ids, offsets[1:-1])
+        for row in unfilled:
+            rows[row], _ = self._encode_heads([texts[row]], encode, 8 * head_chars)
+        return _join(rows)
 
-    def _head(self, text: str, window: int) -> str:
-        """The beginning of a long text, up to a space where no tokenizer we do this for joins what is before and after."""
-        if not window or len(text) <= window:
-            return text
-        cut = text.find(" ", window)
-        while cut != -1 and not _is_plain(text[cut - 1]):
-            cut = text.find(" ", cut + 1)
-        return text if cut == -1 else text[:cut]
-
-    def _cut(self, ids: list[int]) -> list[int]:
-        """Keep max_tokens, among them all special tokens that frame the row, as `tokenizers` does."""
-        if len(ids) <= self._max_tokens:
-            return ids
-        if self._cuts_left:
-            return ids[: self._prefix] + ids[len(ids) - self._max_tokens + self._prefix :]
-        return ids[: self._max_tokens - self._suffix] + ids[len(ids) - self._suffix :]
-
-    def _special_tokens(self, slow: PreTrainedTokenizerFast, spec: ModelSpec) -> tuple[int, int]:
-        """How many special tokens come before and after a text's own."""
-        probe = self._fast.encode("a")
-        if any(probe.type_ids) and "token_type_ids" in slow.model_input_names:
-            raise ModelError(f"the tokenizer of {spec.source.name!r} gives tokens types, which this job cannot use; choose another model")
-        mask = probe.special_tokens_mask
-        own = mask.index(0) if 0 in mask else len(mask)
-        prefix, suffix = own, len(mask) - own - mask.count(0)
-        if prefix + suffix >= spec.max_tokens:
-            raise ModelError(f"--max-tokens={spec.max_tokens} leaves no token beside the {prefix + suffix} special ones; raise it")
-        return prefix, suffix
+    def _cut(self, ids: Ids, offsets: Offsets) -> TokenizedTexts:
+        """Keep max_tokens of each row, among them all special tokens that frame it, as `tokenizers` does."""
+        lengths = np.diff(offsets)
+        excess = lengths - self._max_tokens
+        truncated = excess > 0
+        if not truncated.any():
+            return TokenizedTexts(ids, offsets, truncated)
+        place = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths)
+        first_gone = self._prefix if self._cuts_left else self._max_tokens - self._suffix
+        kept = (place < first_gone) | (place >= first_gone + np.repeat(excess.clip(min=0), lengths))
+        return TokenizedTexts(ids[kept], offsets_of(lengths.clip(max=self._max_tokens)), truncated)
 
     def _count_prompt_tokens(self, slow: PreTrainedTokenizerFast) -> int:
         """As sentence-transformers counts: the prompt alone, without a special token at its end."""
-        ids = self._cut(self._fast.encode(self._prompt).ids)
-        return len(ids) - (ids[-1] in slow.all_special_ids)
+        prompt = self._cut(*self._exact([self._prompt])).ids
+        return len(prompt) - (int(prompt[-1]) in slow.all_special_ids)
+
+
+def _head(text: str, head_chars: int | None) -> str:
+    """The beginning of a long text, up to a space where no tokenizer we do this for joins what is before and after."""
+    if head_chars is None or len(text) <= head_chars:
+        return text
+    cut = text.find(" ", head_chars)
+    while cut != -1 and not _is_plain(text[cut - 1]):
+        cut = text.find(" ", cut + 1)
+    return text if cut == -1 else text[:cut]
+
+
+def _by_tokenizers(reference: FastTokenizer) -> Encode:
+    def encode(texts: list[str]) -> tuple[Ids, Offsets]:
+        return _join([np.array(encoding.ids, dtype=np.int32) for encoding in reference.encode_batch_fast(texts)])
+
+    return encode
+
+
+def _join(rows: list[Ids]) -> tuple[Ids, Offsets]:
+    return np.concatenate(rows), offsets_of(np.fromiter(map(len, rows), dtype=np.int64))
+
+
+def _by_nanotoken(reference: FastTokenizer) -> Encode | None:
+    """None where nanotoken knows that it cannot do as the reference: it reads WordPiece only."""
+    try:
+        fast = nanotoken.Tokenizer.from_json(reference.to_str())
+    except nanotoken.UnsupportedTokenizerError:
+        return None
+    nanotoken.set_cache_entries(_NANOTOKEN_CACHE_ENTRIES)
+
+    def encode(texts: list[str]) -> tuple[Ids, Offsets]:
+        rows = fast.encode_batch(texts)
+        return rows.ids.astype(np.int32), rows.offsets
+
+    return encode
 
 
 def _load(folder: Path, spec: ModelSpec) -> PreTrainedTokenizerFast:
@@ -136,6 +198,19 @@ def _load(folder: Path, spec: ModelSpec) -> PreTrainedTokenizerFast:
     if not isinstance(found, PreTrainedTokenizerFast):
         raise ModelError(f"the tokenizer of {spec.source.name!r} has no tokenizer.json; AutoTokenizer converts it by loading and saving")
     return found
+
+
+def _special_tokens(reference: FastTokenizer, slow: PreTrainedTokenizerFast, spec: ModelSpec) -> tuple[int, int]:
+    """How many special tokens come before and after a text's own."""
+    probe = reference.encode("a")
+    if any(probe.type_ids) and "token_type_ids" in slow.model_input_names:
+        raise ModelError(f"the tokenizer of {spec.source.name!r} gives tokens types, which this job cannot use; choose another model")
+    mask = probe.special_tokens_mask
+    own = mask.index(0) if 0 in mask else len(mask)
+    prefix, suffix = own, len(mask) - own - mask.count(0)
+    if prefix + suffix >= spec.max_tokens:
+        raise ModelError(f"--max-tokens={spec.max_tokens} leaves no token beside the {prefix + suffix} special ones; raise it")
+    return prefix, suffix
 
 
 def _lowercase_first(fast: FastTokenizer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +16,7 @@ from torch import Tensor
 from embedding.errors import ModelError
 from embedding.model import Embedder
 from embedding.model.encoder import Encoder, PackedBatch
-from tests.model.tiny import TEXTS, WIDTH, save_model, spec_of
+from tests.model.tiny import TEXTS, WIDTH, save_model, spec_of, write_json
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +141,22 @@ def test_tokenizing_goes_on_while_another_thread_encodes(folder: Path) -> None:
     assert all(other.result().ids.tolist() == tokens.ids.tolist() for other in others)
 
 
+def test_a_text_without_any_token_gets_zeros(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, "bert")
+    settings = json.loads((folder / "tokenizer.json").read_text())
+    write_json(folder / "tokenizer.json", settings | {"post_processor": None})
+    embedder = Embedder(spec_of(folder))
+    tokens = embedder.tokenize(["", "a", " "])
+    assert tokens.lengths.tolist() == [0, 1, 0]
+    found = embedder.embed(tokens, 100)
+    assert found.finite_R.all()
+    assert found.vectors_RD.any(axis=1).tolist() == [False, True, False]
+
+
 def test_facts(folder: Path) -> None:
     embedder = Embedder(spec_of(folder), device="cpu")
     assert embedder.dim == WIDTH
     assert embedder.default_batch_tokens() >= 160
-    assert set(embedder.description) == {"device", "torch", "transformers", "tokenizers", "batches"}
+    assert set(embedder.description) == {"device", "torch", "transformers", "tokenizers", "tokenized_by", "batches"}
     nothing = embedder.embed(embedder.tokenize([]), 100)
     assert nothing.vectors_RD.shape == (0, WIDTH)

@@ -6,6 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import nanotoken
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -76,6 +77,7 @@ def test_any_texts(tokenize: Tokenizer, folder: Path, texts: list[str]) -> None:
         "\u0600 " * 9000,
         " ".join(sorted(vars(sys))) * 20,
         "few" + " " * 50_000 + "tokens",
+        "few" + " " * 30_000 + "tokens, then many " * 2000,
     ],
 )
 def test_a_long_text_is_cut_as_if_it_had_been_read_whole(tokenize: Tokenizer, folder: Path, text: str) -> None:
@@ -87,6 +89,25 @@ def test_a_huge_text_is_not_read_to_its_end(tokenize: Tokenizer) -> None:
     found = tokenize([text])
     assert found.truncated.tolist() == [True]
     assert rows(found) == rows(tokenize([text[:100_000]]))
+
+
+def test_nanotoken_reads_wordpiece_and_nothing_else(tokenize: Tokenizer, folder: Path) -> None:
+    assert tokenize.is_fast == (spec_of(folder).model_type == "bert")
+
+
+def test_a_fast_path_that_differs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    folder = save_model(tmp_path, "bert")
+    encode = nanotoken.Tokenizer.encode_batch
+
+    def differs_on_zebras(self: nanotoken.Tokenizer, texts: list[str]) -> nanotoken.RaggedIds:
+        return encode(self, [text.replace("Zebra", "Horse") for text in texts])
+
+    monkeypatch.setattr(nanotoken.Tokenizer, "encode_batch", differs_on_zebras)
+    tokenize = Tokenizer(spec_of(folder), folder)
+    assert tokenize.is_fast
+    check(tokenize, folder, TEXTS)
+    assert not tokenize.is_fast
+    assert caplog.text.count("nanotoken cuts texts of this corpus otherwise") == 1
 
 
 def test_threads_share_one_tokenizer(tokenize: Tokenizer) -> None:
