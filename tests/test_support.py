@@ -14,6 +14,8 @@ import psutil
 import pytest
 from botocore.exceptions import ClientError
 
+from tests.support.corpora import plain
+from tests.support.job import run_job, start_job
 from tests.support.processes import running, session_members
 from tests.support.ray_cluster import ray_cluster
 from tests.support.s3_server import S3Server
@@ -89,3 +91,20 @@ def test_a_ray_cluster_is_joined_and_leaves_nothing(s3: S3Server) -> None:
         assert cluster.processes("raylet")
     assert joined.stdout.split() == ["3.0", s3.endpoint]
     assert cluster.processes("") == []
+
+
+def test_a_job_answers_with_its_exit_code_and_summary(tmp_path: Path) -> None:
+    source = plain().write(tmp_path / "in")
+    assert run_job("--input", source, "--output", tmp_path / "out", "--dry-run").exit_code == 0
+    refused = run_job("--input", source, "--output", tmp_path / "out", "--text-column", "body", check=2)
+    assert refused.summary == {}
+    assert "body" in refused.stderr
+    with pytest.raises(AssertionError, match="exit code 2, expected 0"):
+        run_job("--no-such-option")
+
+
+def test_a_killed_job_leaves_nothing(tmp_path: Path) -> None:
+    with start_job("--input", plain().write(tmp_path / "in"), "--output", tmp_path / "out") as job:
+        job.wait_until(lambda: job.workers("ray::"), what="Ray's workers")
+        assert job.kill().exit_code == 128 + signal.SIGKILL
+    assert job.workers("") == []
