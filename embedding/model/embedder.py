@@ -26,7 +26,7 @@ from embedding.model.tokenizer import TokenizedTexts, Tokenizer
 
 log = logging.getLogger(__name__)
 
-_BATCH_TOKENS = {"cpu": 4096, "cuda": 131_072}
+_BATCH_TOKENS = {"cpu": 2048, "cuda": 131_072}
 """On CPUs the hidden states of a layer then stay in the cache; a GPU needs some ten thousand tokens to be busy."""
 
 

@@ -41,6 +41,7 @@ TEXTS = [
     "a",
     "Zebra stripes are not random.",
     "one two three four five six seven eight nine ten",
+    "a text that spells <pad> and [PAD], <pad><pad> twice, and goes on",
     *(inspect.getdoc(function) or "" for function in vars(inspect).values() if callable(function)),
 ]
 """About a hundred real texts of all lengths, with an empty one."""
