@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from embedding.corpus.storage import Storage
+from embedding.corpus.storage import TEMPORARY, Storage
 from embedding.errors import EmbeddingJobError, LeaseLostError, OutputBusyError
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Lease:
         Raises:
             OutputBusyError: another run holds it and is alive.
         """
-        if not storage.honours_conditional_puts():
+        if not storage.honours_conditional_puts(f"{TEMPORARY}/probe-{secrets.token_hex(8)}"):
             log.warning("%s ignores conditional puts: two runs on it at once would not be noticed; make sure there is one", storage.url)
         holder = _Holder(
             owner=secrets.token_hex(8),

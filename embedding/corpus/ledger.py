@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -70,21 +71,24 @@ def records_from_table(table: pa.Table) -> list[CommitRecord]:
 class Ledger:
     """Appends a run's records to the output in segments: few objects, however many units."""
 
-    def __init__(self, storage: Storage, run_id: str, *, segment_records: int = 10_000) -> None:
+    def __init__(self, storage: Storage, run_id: str, *, segment_records: int = 10_000, segment_seconds: float = 60.0) -> None:
         self._storage = storage
         self._run_id = run_id
         self._segment_records = segment_records
+        self._segment_seconds = segment_seconds
+        self._flushed_at = time.monotonic()
         self._pending: list[CommitRecord] = []
         self._segments = 0
 
     def append(self, record: CommitRecord) -> None:
-        """Add a record; a full segment is written."""
+        """Add a record; a segment is written when it is full or a minute old."""
         self._pending.append(record)
-        if len(self._pending) >= self._segment_records:
+        if len(self._pending) >= self._segment_records or time.monotonic() - self._flushed_at > self._segment_seconds:
             self.flush()
 
     def flush(self) -> None:
         """Write what is pending as one segment."""
+        self._flushed_at = time.monotonic()
         if not self._pending:
             return
         self._storage.put(f"{_FOLDER}/{self._run_id}-{self._segments:06d}.parquet", parquet_bytes(records_to_table(self._pending)))

@@ -20,7 +20,7 @@ import pyarrow as pa
 from embedding.corpus.ledger import CommitRecord, parquet_bytes, read_ledger
 from embedding.corpus.plan import Unit
 from embedding.corpus.shard import shard_footer
-from embedding.corpus.storage import open_storage
+from embedding.corpus.storage import TEMPORARY, open_storage
 from embedding.errors import ConfigError, SettingsChangedError
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ SUCCESS = "_SUCCESS"
 DATA = "data"
 MANIFEST = "_control/manifest.parquet"
 _JOB = "_control/job.json"
-_TEMPORARY = "_control/tmp"
 _SHARD_NAME = re.compile(r"-\d{10,}-([0-9a-f]{16})\.parquet$")
 _FOOTER_THREADS = 32
 
@@ -72,7 +71,7 @@ class Output:
     """One output folder, local or on an object store."""
 
     def __init__(self, url: str) -> None:
-        self.storage = open_storage(url, temporary_folder=_TEMPORARY)
+        self.storage = open_storage(url, temporary_folder=TEMPORARY)
 
     @property
     def url(self) -> str:
@@ -134,7 +133,7 @@ class Output:
             log.info("removing %d shards whose source rows changed or are gone", len(stale))
         self.storage.delete(stale)
         self.storage.delete([rejected_name(match[1]) for name in stale if (match := _SHARD_NAME.search(name))])
-        self.storage.delete(list(self.storage.list(_TEMPORARY)))
+        self.storage.delete(list(self.storage.list(TEMPORARY)))
 
     def manifest(self, units: Sequence[Unit], committed: Mapping[str, int]) -> pa.Table:
         """One row a shard, in input order."""

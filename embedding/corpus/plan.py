@@ -7,17 +7,18 @@ two runs agree on them without talking, and resuming is a set difference with wh
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from urllib.parse import quote
+from pathlib import PurePosixPath
 
-from embedding.corpus.sources import Source
+from embedding.corpus.sources import PARQUET_SUFFIXES, Source
 
 _MAX_STEM_CHARS = 120
-_SAFE_HIVE_CHARS = "=%:+, @!$&()~;"
-"""Left as they are in a hive folder's name, which other tools parse; everything else is percent-encoded, as Hive does."""
+_HIVE_ESCAPED = re.compile(r"""[\x00-\x1f"#'*?\\{}\[\]^`|<>\x7f]""")
+"""Percent-encoded in a hive folder's name, as Hive does it; what other tools parse, letters of all scripts too, stays as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Unit:
 
 
 def plan_units(layouts: Iterable[SourceLayout], *, unit_rows: int, fingerprint: str, limit_rows: int | None = None) -> Iterator[Unit]:
-    """The units of all files, in the order of the files and rows; together they cover the first `limit_rows` rows once."""
+    """The units of all files, in the order of the files and rows; together they cover the first `limit_rows` rows (1 or more) once."""
     remaining = limit_rows
     for layout in layouts:
         for first_row, num_rows in cut_rows(layout.row_groups, unit_rows):
@@ -83,7 +84,7 @@ def cut_rows(row_groups: Sequence[int], unit_rows: int) -> Iterator[tuple[int, i
 
 def make_unit(source: Source, first_row: int, num_rows: int, fingerprint: str) -> Unit:
     """The unit of a row range, with its id and the name of its shard."""
-    identity = "\n".join((source.uri, str(source.size), source.version, str(first_row), str(num_rows), fingerprint))
+    identity = json.dumps((source.uri, source.size, source.version, first_row, num_rows, fingerprint))
     unit_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
     return Unit(unit_id, source, first_row, num_rows, f"data/{shard_stem(source)}-{first_row:010d}-{unit_id}.parquet")
 
@@ -94,12 +95,13 @@ def shard_stem(source: Source) -> str:
     Hive segments are taken from the whole URI, so that the partition is kept where the input is one partition's folder.
     """
     folders = source.uri.partition("://")[2].split("/")[:-1]
-    hive = [quote(folder, safe=_SAFE_HIVE_CHARS) for folder in folders if _is_hive(folder)]
-    parts = [part for part in source.path.split("/") if not _is_hive(part)]
+    hive = [_HIVE_ESCAPED.sub(lambda match: f"%{ord(match[0]):02X}", folder) for folder in folders if _is_hive(folder)]
+    *above, name = source.path.split("/")
+    file = PurePosixPath(name)
+    parts = [*(folder for folder in above if not _is_hive(folder)), file.stem if file.suffix.lower() in PARQUET_SUFFIXES else file.name]
     stem = re.sub(r"[^A-Za-z0-9.=_-]+", "_", "-".join(parts))
-    stem = stem.rpartition(".")[0] or stem
     # Readers skip names that begin with a dot or an underscore.
-    return "/".join([*hive, stem.lstrip("._")[-_MAX_STEM_CHARS:].lstrip("._") or "source"])
+    return "/".join([*hive, stem[-_MAX_STEM_CHARS:].lstrip("._") or "source"])
 
 
 def _is_hive(segment: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from embedding.corpus.plan import SourceLayout, Unit
 from embedding.corpus.sources import Source, open_source, require_unchanged
-from embedding.errors import CorpusError, SourceChangedError, SourceError
+from embedding.corpus.storage import explained
+from embedding.errors import CorpusError, SourceError
 
 _FOOTER_THREADS = 32
 _BATCH_ROWS = 16_384
@@ -73,7 +74,7 @@ def read_layout(source: Source, columns: Columns) -> SourceLayout:
         require_column(schema, column, source.uri)
     field = _field(schema, columns.text)
     if not _is_text(field.type):
-        others = [other.name for other in schema if _is_text(other.type)]
+        others = [path for path, kind in _paths(schema) if _is_text(kind)]
         remedy = f"string columns are {', '.join(others)}" if others else "the file has no string column"
         raise CorpusError(f"{source.uri}: column {columns.text!r} is {field.type}, not string; {remedy}")
     return SourceLayout(source, tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)))
@@ -83,14 +84,17 @@ def require_column(schema: pa.Schema, column: str, uri: str) -> None:
     """Check that the schema has the column.
 
     Raises:
-        CorpusError: it has not; the sentence names what it has.
+        CorpusError: it has not, or twice; the sentence names what it has.
     """
+    if any(schema.names.count(name) > 1 for name in (column, column.partition(".")[0])):
+        raise CorpusError(f"{uri} has several columns {column!r}; rename one of them")
     try:
         _field(schema, column)
     except KeyError:
-        close = get_close_matches(column, schema.names, n=1)
+        paths = [path for path, _ in _paths(schema)]
+        close = get_close_matches(column, paths, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise CorpusError(f"{uri} has no column {column!r}; {hint}columns are {', '.join(schema.names)}") from None
+        raise CorpusError(f"{uri} has no column {column!r}; {hint}columns are {', '.join(paths)}") from None
 
 
 def read_unit(unit: Unit, columns: Columns) -> UnitRows:
@@ -100,8 +104,9 @@ def read_unit(unit: Unit, columns: Columns) -> UnitRows:
     a huge row group costs memory for its own rows only.
 
     Raises:
-        SourceChangedError: the file was replaced since it was listed, even while it was read.
-        SourceError: the file cannot be read or decoded.
+        SourceChangedError: the file was replaced or removed since it was listed, even while it was read.
+        SourceError: the file cannot be decoded.
+        StorageError: the store does not answer.
     """
     with _parquet(unit.source) as file:
         table = _read_rows(file, unit.first_row, unit.num_rows, columns.all)
@@ -135,19 +140,27 @@ def _is_utf8(value: bytes | None) -> bool:
 
 @contextmanager
 def _parquet(source: Source) -> Iterator[pq.ParquetFile]:
-    """The file opened as Parquet; what goes wrong inside the block is told as a SourceError that names the file."""
+    """The file opened as Parquet; what goes wrong inside the block is told as one sentence that names the file.
+
+    Raises:
+        SourceChangedError: the file was replaced or removed since it was listed, however that showed.
+        SourceError: it is not Parquet, or damaged.
+        StorageError: the store does not answer.
+    """
     small = source.size <= _PREFETCH_BYTES
-    with open_source(source) as stream:
+    with open_source(source) as stream, explained(f"reading {source.uri}"):
         try:
             yield pq.ParquetFile(stream, pre_buffer=small, buffer_size=0 if small else _STREAM_BYTES)
-        except SourceError:
-            raise
-        except FileNotFoundError as error:
-            raise SourceChangedError(f"{source.uri} was removed after it was listed; run again to plan it anew") from error
         except (pa.ArrowException, OSError, ValueError, TypeError) as error:
-            if type(error).__name__ == "FileExpired":  # s3fs: a ranged read's If-Match failed
-                raise SourceChangedError(f"{source.uri} was replaced while it was read; run again to plan it anew") from error
+            require_unchanged(source)
+            if _is_of_store(error):
+                raise
             raise SourceError(f"{source.uri} is no readable Parquet file: {_first_line(error)}") from error
+
+
+def _is_of_store(error: Exception) -> bool:
+    """Whether a store raised it; Arrow's own input errors are plain OSErrors without a number."""
+    return isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None)
 
 
 def _first_line(error: BaseException) -> str:
@@ -197,6 +210,14 @@ def _field(schema: pa.Schema, column: str) -> pa.Field:
             raise KeyError(column)
         field = field.type.field(name)
     return field
+
+
+def _paths(fields: Iterable[pa.Field], above: str = "") -> Iterator[tuple[str, pa.DataType]]:
+    """Every column and field of a struct, by dotted path, with its type."""
+    for field in fields:
+        yield above + field.name, field.type
+        if pa.types.is_struct(field.type):
+            yield from _paths(field.type, f"{above}{field.name}.")
 
 
 def _select(table: pa.Table, column: str) -> pa.ChunkedArray:

@@ -11,7 +11,7 @@ import fsspec
 import pyarrow as pa
 
 from embedding.corpus.storage import explained, filesystem_of, is_local, with_retries
-from embedding.errors import CorpusError, SourceChangedError, SourceError, StorageError
+from embedding.errors import CorpusError, SourceChangedError
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 _VERSION_KEYS = ("ETag", "etag", "generation", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated", "created")
@@ -48,30 +48,56 @@ def list_sources(inputs: Iterable[str]) -> list[Source]:
 
 def _list_input(url: str) -> Iterator[Source]:
     fs, path = filesystem_of(url)
-    try:
-        with explained(f"listing --input {url}"):
+    with explained(f"listing --input {url}"):
+        try:
             found, root = with_retries(lambda: _find(fs, path))
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
+        except FileNotFoundError as error:
             raise CorpusError(f"--input {url} does not exist; check the path") from error
-        raise
     for file, info in found.items():
-        relative = file.removeprefix(root).lstrip("/")
-        yield Source(path=relative, uri=str(fs.unstrip_protocol(file)), size=int(info["size"]), version=version_of(info))
+        uri = str(fs.unstrip_protocol(file))
+        try:
+            uri.encode()
+        except UnicodeEncodeError:
+            raise CorpusError(f"{uri!a} has a name that is not UTF-8; rename the file") from None
+        yield Source(path=file.removeprefix(root).lstrip("/"), uri=uri, size=int(info["size"]), version=version_of(info))
 
 
 def _find(fs: fsspec.AbstractFileSystem, path: str) -> tuple[dict[str, dict[str, Any]], str]:
     """Files with their details, and the folder that their names are relative to."""
-    if has_magic(path):
-        fixed = path[: min(path.index(char) for char in "*?[" if char in path)]
-        found = fs.glob(path, detail=True)
-        return {file: info for file, info in found.items() if info["type"] == "file" and not _hidden(file, fixed)}, fixed.rpartition("/")[0]
-    info = fs.info(path)
+    try:
+        info = fs.info(path)
+    except FileNotFoundError:
+        if not has_magic(path):
+            raise
+        return _glob(fs, path)
     if info["type"] == "file":
         return {info["name"]: info}, info["name"].rpartition("/")[0]
     root = info["name"].rstrip("/")
-    found = fs.find(root, detail=True)
-    return {file: info for file, info in found.items() if file.lower().endswith(PARQUET_SUFFIXES) and not _hidden(file, root)}, root
+    return _below(fs, root, root), root
+
+
+def _glob(fs: fsspec.AbstractFileSystem, pattern: str) -> tuple[dict[str, dict[str, Any]], str]:
+    """The files that match, whatever their suffix, and the Parquet files below the folders that match."""
+    fixed = pattern[: min(pattern.index(char) for char in "*?[" if char in pattern)]
+    found: dict[str, dict[str, Any]] = {}
+    for path, info in fs.glob(pattern, detail=True).items():
+        if not _hidden(path, fixed):
+            if info["type"] == "file":
+                found[path] = info
+            elif "**" not in pattern:  # which matches the files below as well
+                found |= _below(fs, path, fixed)
+    return found, fixed.rpartition("/")[0]
+
+
+def _below(fs: fsspec.AbstractFileSystem, folder: str, root: str) -> dict[str, dict[str, Any]]:
+    # A local folder that can not be read is left out silently unless told otherwise, and its rows with it.
+    strict = {"on_error": "raise"} if is_local(fs) else {}
+    found = fs.find(folder, detail=True, **strict)
+    return {
+        file: info
+        for file, info in found.items()
+        if info["type"] == "file" and file.lower().endswith(PARQUET_SUFFIXES) and not _hidden(file, root)
+    }
 
 
 def _hidden(file: str, root: str) -> bool:
@@ -97,30 +123,29 @@ def open_source(source: Source) -> pa.NativeFile | BinaryIO:
     On S3 every ranged read carries If-Match, so that a replacement in mid-read is noticed there too.
 
     Raises:
-        SourceChangedError: the file is not the one that was listed.
-        SourceError: it is gone or cannot be opened.
+        SourceChangedError: the file is not the one that was listed, or gone.
+        StorageError: the store does not answer.
     """
     fs, path = filesystem_of(source.uri)
-    try:
-        with explained(f"opening {source.uri}"):
-            info = with_retries(lambda: fs.info(path))
-            require_unchanged(source, info)
-            if is_local(fs):
-                return pa.OSFile(path)
-            return cast(BinaryIO, fs.open(path, "rb", cache_type="none"))
-    except StorageError as error:
-        raise SourceError(str(error)) from error
+    require_unchanged(source)
+    with explained(f"opening {source.uri}"):
+        if is_local(fs):
+            return pa.OSFile(path)
+        return cast(BinaryIO, with_retries(lambda: fs.open(path, "rb", cache_type="none")))
 
 
-def require_unchanged(source: Source, info: dict[str, Any] | None = None) -> None:
+def require_unchanged(source: Source) -> None:
     """Check the file against what was listed.
 
     Raises:
-        SourceChangedError: size or version differ.
+        SourceChangedError: size or version differ, or it is gone.
+        StorageError: the store does not answer.
     """
-    if info is None:
-        fs, path = filesystem_of(source.uri)
-        with explained(f"checking {source.uri}"):
+    fs, path = filesystem_of(source.uri)
+    with explained(f"checking {source.uri}"):
+        try:
             info = with_retries(lambda: fs.info(path))
+        except FileNotFoundError as error:
+            raise SourceChangedError(f"{source.uri} was removed after it was listed; run again to plan it anew") from error
     if (int(info["size"]), version_of(info)) != (source.size, source.version):
         raise SourceChangedError(f"{source.uri} was replaced after it was listed; run again to plan it anew")

@@ -13,13 +13,15 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 from aiohttp import ClientError as HttpClientError
-from botocore.exceptions import ClientError, HTTPClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, MetadataRetrievalError
+from botocore.exceptions import ConnectionError as EndpointError
+from botocore.parsers import ResponseParserError
 from fsspec.core import split_protocol
 from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_random_exponential
 
@@ -28,11 +30,15 @@ from embedding.errors import ConfigError, StorageError
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+TEMPORARY = "_control/tmp"
+"""Where an output keeps what is not finished; emptied when a run completes."""
+
 _SINGLE_PUT_BYTES = 2**31
 """s3fs cuts larger values into parts; below this one PUT makes the object visible, and nothing is left behind by a death."""
 
 _PERMANENT_ERRNOS = frozenset({errno.EINVAL, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EPERM, errno.ENAMETOOLONG, errno.EMSGSIZE})
 _PERMANENT_TYPES = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+_NETWORK_TYPES = (EndpointError, HTTPClientError, HttpClientError, MetadataRetrievalError, ResponseParserError, TimeoutError)
 
 
 def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -80,7 +86,7 @@ def is_transient(error: BaseException) -> bool:
         return False
     if isinstance(error, OSError):
         return error.errno not in _PERMANENT_ERRNOS
-    return isinstance(error, HTTPClientError | HttpClientError | TimeoutError)
+    return isinstance(error, _NETWORK_TYPES)
 
 
 def with_retries(action: Callable[[], T], *, attempts: int = 4) -> T:
@@ -100,17 +106,20 @@ def explained(doing: str) -> Iterator[None]:
     """Turns what a store raises into one sentence that begins with `doing`.
 
     Raises:
-        ConfigError: access is denied, or there are no credentials: running again as is will not help.
+        ConfigError: there is no such place, access is denied, or credentials are missing: running again as is will not help.
         StorageError: anything else.
     """
     try:
         yield
     except FileNotFoundError as error:
-        raise StorageError(f"{doing} failed: {error} does not exist") from error
-    except (PermissionError, NoCredentialsError, PartialCredentialsError) as error:
-        raise ConfigError(f"{doing} is not allowed: {error}; check the credentials and permissions of this process") from error
-    except (OSError, HTTPClientError, HttpClientError, TimeoutError, ClientError) as error:
-        raise StorageError(f"{doing} failed: {error or type(error).__name__}; run the same command again to go on") from error
+        raise ConfigError(f"{doing} failed: there is no such file, folder or bucket; check the path") from error
+    except (OSError, ClientError, *_NETWORK_TYPES) as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
+            raise ConfigError(f"{doing} is not allowed: {what}; check the credentials and permissions of this process") from error
+        raise StorageError(f"{doing} failed: {what}; run the same command again to go on") from error
+    except BotoCoreError as error:  # no request was sent: credentials, region, profile, bucket name
+        raise ConfigError(f"{doing} is not possible: {' '.join(str(error).split())}; check the URL and the credentials") from error
 
 
 class Storage:
@@ -134,7 +143,7 @@ class Storage:
         with explained(f"listing {self.url}/{prefix}"):
             found = with_retries(lambda: self._fs.find(self.path(prefix), detail=True))
         start = len(self._root) + 1
-        return {path[start:]: info["size"] for path, info in sorted(found.items())}
+        return {path[start:]: info["size"] for path, info in sorted(found.items()) if info["type"] == "file"}
 
     def exists(self, name: str) -> bool:
         """Whether there is such an object."""
@@ -181,11 +190,13 @@ class Storage:
     def put_if_version(self, name: str, data: bytes, version: str) -> bool:
         """Replace the object if it still has `version`; whether this call's bytes are the ones that stand there now."""
         with explained(f"writing {self.url}/{name}"):
-            return self._conditional_put(name, data, {"IfMatch": version})
+            try:
+                return self._conditional_put(name, data, {"IfMatch": version})
+            except FileNotFoundError:
+                return False
 
-    def honours_conditional_puts(self) -> bool:
-        """Whether a second put-if-absent is refused; some stores accept the condition and ignore it."""
-        probe = f"_control/probe-{secrets.token_hex(8)}"
+    def honours_conditional_puts(self, probe: str) -> bool:
+        """Whether a second put-if-absent of the name `probe` is refused; some stores accept the condition and ignore it."""
         self.put_if_absent(probe, b"first")
         honoured = not self.put_if_absent(probe, b"second")
         self.delete([probe])
@@ -228,10 +239,8 @@ class LocalStorage(Storage):
 
     def list(self, prefix: str) -> dict[str, int]:
         """See Storage.list."""
-        root = Path(self._root)
         with explained(f"listing {self.url}/{prefix}"):
-            found = (path for path in (root / prefix).rglob("*") if path.is_file())
-            return {path.relative_to(root).as_posix(): path.stat().st_size for path in sorted(found)}
+            return dict(sorted(_files_below(Path(self._root), prefix)))
 
     def put(self, name: str, data: bytes) -> None:
         """See Storage.put."""
@@ -252,18 +261,18 @@ class LocalStorage(Storage):
         data = self.read(name)
         return None if data is None else (data, hashlib.sha256(data).hexdigest())
 
-    def honours_conditional_puts(self) -> bool:
-        """See Storage.honours_conditional_puts; links and locks always do."""
-        return True
-
     def put_if_version(self, name: str, data: bytes, version: str) -> bool:
         """See Storage.put_if_version; a file lock stands for the store's conditional put."""
-        with explained(f"writing {self.url}/{name}"), self._temporary(name, data) as temporary, self._locked(name):
-            current = self.read_version(name)
-            if current is None or current[1] != version:
+        with explained(f"writing {self.url}/{name}"), self._temporary(name, data) as temporary:
+            try:
+                with self._locked(name):
+                    current = self.read_version(name)
+                    if current is None or current[1] != version:
+                        return False
+                    temporary.replace(self.path(name))
+                    return True
+            except FileNotFoundError:
                 return False
-            temporary.replace(self.path(name))
-            return True
 
     def delete(self, names: Sequence[str]) -> None:
         """See Storage.delete; folders that become empty go too, up to the root."""
@@ -292,9 +301,23 @@ class LocalStorage(Storage):
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        with Path(self.path(name)).open("rb") as file:
+        with Path(self.path(name)).open("r+b") as file:  # writable: network disks lock by fcntl, which asks for it
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _files_below(root: Path, prefix: str) -> Iterator[tuple[str, int]]:
+    """Names relative to `root` and sizes; files and folders that vanish meanwhile are left out, unreadable ones are an error."""
+
+    def unless_gone(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for folder, _, names in os.walk(root / prefix, onerror=unless_gone):
+        for name in names:
+            path = Path(folder, name)
+            with suppress(FileNotFoundError):
+                yield path.relative_to(root).as_posix(), path.stat().st_size
 
 
 def _remove_if_empty(folder: Path, root: Path) -> None:
