@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 import pyarrow as pa
 
-from embedding.corpus.storage import explained, filesystem_of, is_local, with_retries
+from embedding.corpus.storage import WRONG_PATH, explained, filesystem_of, is_local, with_retries
 from embedding.errors import CorpusError, SourceChangedError
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
@@ -51,7 +51,7 @@ def _list_input(url: str) -> Iterator[Source]:
     with explained(f"listing --input {url}"):
         try:
             found, root = with_retries(lambda: _find(fs, path))
-        except FileNotFoundError as error:
+        except WRONG_PATH as error:
             raise CorpusError(f"--input {url} does not exist; check the path") from error
     for file, info in found.items():
         uri = str(fs.unstrip_protocol(file))
@@ -90,14 +90,22 @@ def _glob(fs: fsspec.AbstractFileSystem, pattern: str) -> tuple[dict[str, dict[s
 
 
 def _below(fs: fsspec.AbstractFileSystem, folder: str, root: str) -> dict[str, dict[str, Any]]:
-    # A local folder that can not be read is left out silently unless told otherwise, and its rows with it.
-    strict = {"on_error": "raise"} if is_local(fs) else {}
-    found = fs.find(folder, detail=True, **strict)
+    """The Parquet files below `folder`."""
+    found = _walk(fs, folder) if is_local(fs) else fs.find(folder, detail=True).values()
     return {
-        file: info
-        for file, info in found.items()
-        if info["type"] == "file" and file.lower().endswith(PARQUET_SUFFIXES) and not _hidden(file, root)
+        info["name"]: info
+        for info in found
+        if info["type"] == "file" and info["name"].lower().endswith(PARQUET_SUFFIXES) and not _hidden(info["name"], root)
     }
+
+
+def _walk(fs: fsspec.AbstractFileSystem, folder: str) -> Iterator[dict[str, Any]]:
+    """Like fsspec's `find`, which leaves out a local folder that can not be read, and its rows with it."""
+    for info in fs.ls(folder, detail=True):
+        if info["type"] == "directory":
+            yield from _walk(fs, info["name"])
+        else:
+            yield info
 
 
 def _hidden(file: str, root: str) -> bool:

@@ -37,12 +37,13 @@ _SINGLE_PUT_BYTES = 2**31
 """s3fs cuts larger values into parts; below this one PUT makes the object visible, and nothing is left behind by a death."""
 
 _PERMANENT_ERRNOS = frozenset({errno.EINVAL, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EPERM, errno.ENAMETOOLONG, errno.EMSGSIZE})
-_PERMANENT_TYPES = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+WRONG_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+"""There is no such file, folder or bucket, or a file where a folder must be."""
 _NETWORK_TYPES = (EndpointError, HTTPClientError, HttpClientError, MetadataRetrievalError, ResponseParserError, TimeoutError)
 
 
 def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a local path or fsspec URL, and the path on it (absolute for a local one).
+    """The file system of a local path or fsspec URL, and the path on it (absolute and free of `..` and `//` for a local one).
 
     Credentials and endpoints come from where the protocol's library looks for them (for S3: AWS_* variables, profiles,
     instance roles), in every process anew, so that no secret travels with a unit.
@@ -59,7 +60,7 @@ def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         fs, path = fsspec.core.url_to_fs(url, **options)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"{url} cannot be opened: {error}") from error
-    return fs, str(path)
+    return fs, os.path.normpath(path) if is_local(fs) else str(path)
 
 
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:
@@ -82,7 +83,7 @@ def open_storage(url: str, *, temporary_folder: str | None = None) -> Storage:
 
 def is_transient(error: BaseException) -> bool:
     """Whether trying the same request again can help: throttling, time-outs, resets, server errors."""
-    if isinstance(error, _PERMANENT_TYPES):
+    if isinstance(error, (*WRONG_PATH, PermissionError)):
         return False
     if isinstance(error, OSError):
         return error.errno not in _PERMANENT_ERRNOS
@@ -111,8 +112,8 @@ def explained(doing: str) -> Iterator[None]:
     """
     try:
         yield
-    except FileNotFoundError as error:
-        raise ConfigError(f"{doing} failed: there is no such file, folder or bucket; check the path") from error
+    except WRONG_PATH as error:
+        raise ConfigError(f"{doing} failed: {error}; check the path") from error
     except (OSError, ClientError, *_NETWORK_TYPES) as error:
         what = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Never
@@ -43,7 +44,8 @@ def run(argv: list[str]) -> int:
             return ExitCode.COMPLETE
         if config.restart and not config.dry_run:
             _confirm_restart(config)
-        summary = embedding.embed_corpus(config)
+        with redirect_stdout(sys.stderr):  # Ray prints its workers' troubles to stdout, which is the summary's alone
+            summary = embedding.embed_corpus(config)
     except EmbeddingJobError as error:
         Console(stderr=True).print(f"[red]error:[/red] {_escape(str(error))}", soft_wrap=True, highlight=False)
         return error.exit_code
@@ -51,6 +53,8 @@ def run(argv: list[str]) -> int:
         return ExitCode.INTERRUPTED
     for failure in summary.failures:
         print(f"failed: {json.dumps(failure)}", file=sys.stderr)
+    for key, value in summary.plan.items():
+        print(f"{key:<20} {value}")
     print(summary.line(), flush=True)
     return summary.exit_code
 

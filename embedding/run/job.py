@@ -61,7 +61,7 @@ def embed_corpus(config: JobConfig) -> Summary:
     with Cluster() as cluster:
         model, settings = _settle(config, output, cluster)
         if config.dry_run:
-            return _plan(config, output, layouts, model, settings, run_id).summary
+            return _dry_run(config, _plan(config, output, layouts, model, settings, run_id), layouts, cluster)
         with Lease.acquire(output.storage, run_id, config.lease_seconds) as lease:
             if config.restart:
                 output.clear()
@@ -121,6 +121,23 @@ def _plan(
     log.info("%d units of up to %d rows: %d done, %d to do", len(units), unit_rows, len(done), len(pending))
     summary = Summary.planned(output=output.url, run=run_id, done=done, pending=pending)
     return _Plan(model, settings, units, pending, stale, summary)
+
+
+def _dry_run(config: JobConfig, plan: _Plan, layouts: Sequence[SourceLayout], cluster: Cluster) -> Summary:
+    placement = place_workers(config, cluster.nodes())
+    plan.summary.plan = {
+        "source files": len(layouts),
+        "source bytes": sum(layout.source.size for layout in layouts),
+        "rows": sum(unit.num_rows for unit in plan.units),
+        "units done": plan.summary.units_skipped,
+        "units to do": plan.summary.units_pending,
+        "stale shards": len(plan.stale),
+        "workers": f"{placement.min_workers} to {placement.max_workers} on {placement.device}, {placement.cpus} CPUs each",
+        **plan.settings.kept,
+        **plan.settings.vectors,
+        "fingerprint": plan.settings.fingerprint,
+    }
+    return plan.summary
 
 
 def _run(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lease: Lease) -> None:

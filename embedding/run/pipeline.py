@@ -5,16 +5,23 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
+import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 import ray
 import ray.data
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from embedding.corpus.ledger import CommitRecord, records_from_table
 from embedding.corpus.plan import Unit
+from embedding.errors import EmbeddingJobError
 from embedding.run.exchange import encode_unit
 from embedding.run.placement import READ_CPUS, Placement, available_cpus
 from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
@@ -45,12 +52,13 @@ class Cluster:
     def _connect(self) -> None:
         """An embedded cluster gets a CPU more than the machine has, for the reads beside a worker that holds them all."""
         _quiet()
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(logging_level=logging.ERROR, log_to_driver=False)
-        else:
+        options: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
+        if not os.environ.get("RAY_ADDRESS"):
             cpus = available_cpus()
             log.info("starting Ray on this machine, %d CPUs (set RAY_ADDRESS to use a running cluster)", cpus)
-            ray.init(address="local", num_cpus=cpus + 1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+            options |= {"address": "local", "num_cpus": cpus + 1, "include_dashboard": False}
+        with _own_sigterm():
+            ray.init(**options)
         self._ours = True
 
     def __enter__(self) -> Self:
@@ -66,11 +74,11 @@ def run_units(units: Sequence[Unit], job: WorkerJob, placement: Placement) -> It
 
     One row of the dataset is one unit, and every batch is one row, so that units never mix.
     """
-    attempts = _RemoteCounter(ray.remote(num_cpus=0, max_restarts=-1)(_AttemptCounter).remote())
+    attempts = _RemoteAttempts.start()
     dataset = (
         ray.data.from_items([{"unit": encode_unit(unit)} for unit in units], override_num_blocks=len(units))
         .map_batches(
-            functools.partial(read_stage, columns=job.columns, count_attempt=attempts, max_attempts=job.max_unit_attempts),
+            functools.partial(read_stage, columns=job.columns, attempts=attempts, max_attempts=job.max_unit_attempts),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=READ_CPUS,
@@ -88,11 +96,14 @@ def run_units(units: Sequence[Unit], job: WorkerJob, placement: Placement) -> It
             ),
             num_cpus=placement.cpus,
             num_gpus=placement.gpus,
-            fn_constructor_kwargs={"job": job, "count_attempt": attempts},
+            fn_constructor_kwargs={"job": job, "attempts": attempts},
         )
     )
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from records_from_table(batch)
+    try:
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from records_from_table(batch)
+    except RayError as error:
+        raise _explained(error) from error
 
 
 class _AttemptCounter:
@@ -101,19 +112,48 @@ class _AttemptCounter:
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
-    def count(self, key: str) -> int:
+    def begin(self, key: str) -> int:
         self._counts[key] += 1
         return self._counts[key]
 
+    def settle(self, key: str) -> None:
+        del self._counts[key]
 
-class _RemoteCounter:
-    """Calls the counter from reads and workers."""
+
+class _RemoteAttempts:
+    """The counter as reads and workers see it."""
 
     def __init__(self, counter: Any) -> None:
         self._counter = counter
 
-    def __call__(self, key: str) -> int:
-        return int(ray.get(self._counter.count.remote(key)))
+    @classmethod
+    def start(cls) -> Self:
+        """A counter on the driver's node, which lives as long as the run."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        counter: Any = ray.remote(_AttemptCounter)
+        return cls(counter.options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here).remote())
+
+    def begin(self, key: str) -> int:
+        return int(ray.get(self._counter.begin.remote(key)))
+
+    def settle(self, key: str) -> None:
+        ray.get(self._counter.settle.remote(key))
+
+
+def _explained(error: RayError) -> EmbeddingJobError:
+    """What stopped the pipeline as one sentence: of a worker's traceback, which Ray hands on as text, the last line."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    reason = re.sub(r"^[\w.]*(Error|Exception): ", "", lines[-1]) if lines else type(error).__name__
+    return EmbeddingJobError(f"the run stopped: {reason}; when that is mended, run the same command again to go on")
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Connecting installs Ray's own SIGTERM handlers, in C++ one that aborts the process; put back what was there."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _quiet() -> None:
@@ -123,4 +163,4 @@ def _quiet() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     for name in ("ray.data", "ray"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -41,6 +41,8 @@ class Summary:
     """Tokens over the time from the first unit's start to the last one's end."""
     failures: list[dict[str, object]] = field(default_factory=list)
     """Failed units: source, first row, rows, reason."""
+    plan: dict[str, object] = field(default_factory=dict)
+    """What a dry run found out."""
 
     @classmethod
     def planned(cls, *, output: str, run: str, done: list[Unit], pending: list[Unit]) -> Summary:
@@ -78,7 +80,7 @@ class Summary:
     def line(self) -> str:
         """The one-line JSON, without the list of failures, which may be long."""
         facts = asdict(self)
-        del facts["failures"]
+        del facts["failures"], facts["plan"]
         return json.dumps(facts)
 
     def document(self) -> bytes:

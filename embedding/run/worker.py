@@ -10,9 +10,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -23,13 +22,21 @@ from embedding.corpus.plan import Unit
 from embedding.corpus.reader import Columns, UnitRows, read_unit, text_faults
 from embedding.corpus.shard import shard_bytes, shard_table, source_columns
 from embedding.errors import EmbeddingJobError
+from embedding.model.embedder import Embedder
 from embedding.model.spec import ModelSpec
 from embedding.run.exchange import decode_rows, decode_unit, encode_rows, read_result
 
 log = logging.getLogger(__name__)
 
-CountAttempt = Callable[[str], int]
-"""Counts a try of the unit, over all processes of the run: 1 for the first."""
+
+class Attempts(Protocol):
+    """Counts tries over all processes of a run, those that died included."""
+
+    def begin(self, key: str) -> int:
+        """Count a try: 1 for the first."""
+
+    def settle(self, key: str) -> None:
+        """Forget the key: its try came to an end."""
 
 
 @dataclass(frozen=True)
@@ -51,26 +58,27 @@ class WorkerJob:
     """CPU threads of the encoder, None for a GPU worker."""
 
 
-def read_stage(batch: pa.Table, columns: Columns, count_attempt: CountAttempt, max_attempts: int) -> pa.Table:
+def read_stage(batch: pa.Table, columns: Columns, attempts: Attempts, max_attempts: int) -> pa.Table:
     """One unit in, one row of READ_SCHEMA out: its rows, or why they can not be had."""
     text = batch.column("unit")[0].as_py()
     unit = decode_unit(text)
-    if count_attempt(f"read {unit.id}") > max_attempts:
+    key = f"read {unit.id}"
+    if attempts.begin(key) > max_attempts:
         return read_result(text, None, f"its reader died {max_attempts} times; {unit.source.uri} may be damaged or too large")
     try:
         return read_result(text, encode_rows(read_unit(unit, columns)), None)
     except EmbeddingJobError as error:
         return read_result(text, None, str(error))
+    finally:
+        attempts.settle(key)
 
 
 class EmbeddingWorker:
     """Holds one copy of the model; called with one unit at a time by up to two threads."""
 
-    def __init__(self, job: WorkerJob, count_attempt: CountAttempt) -> None:
-        from embedding.model.embedder import Embedder  # only workers need torch: the driver starts without it
-
+    def __init__(self, job: WorkerJob, attempts: Attempts) -> None:
         self._job = job
-        self._count_attempt = count_attempt
+        self._attempts = attempts
         self._output = Output(job.output)
         self._embedder = Embedder(job.model, device=job.device, threads=job.threads)
         self._device = threading.Lock()
@@ -82,12 +90,14 @@ class EmbeddingWorker:
         if error := batch.column("error")[0].as_py():
             return records_to_table([self._failed(unit, error)])
         rows = decode_rows(batch.column("rows")[0].as_buffer())
-        return records_to_table([self._commit_or_fail(unit, rows)])
+        record = self._commit_or_fail(unit, rows)
+        self._attempts.settle(unit.id)
+        return records_to_table([record])
 
     def _commit_or_fail(self, unit: Unit, rows: UnitRows) -> CommitRecord:
         """Try the unit until it is committed or its attempts, those of dead processes included, are spent."""
         error = "its worker process died each time"
-        while (attempt := self._count_attempt(unit.id)) <= self._job.max_unit_attempts:
+        while (attempt := self._attempts.begin(unit.id)) <= self._job.max_unit_attempts:
             try:
                 if attempt > 1 and (record := self._output.committed_record(unit)) is not None:
                     return record  # an earlier process died between the put and its answer
