@@ -1,0 +1,174 @@
+"""What an input names is found, each file once; what is no corpus is left out, and what can not be read is not."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from embedding.corpus.sources import list_sources, require_unchanged
+from embedding.corpus.storage import open_storage
+from embedding.errors import ConfigError, CorpusError, SourceChangedError
+from tests.support.s3_server import S3Server
+
+CORPUS = ["a.parquet", "b.parq", "sub/c.PARQUET", "sub/deep/d.pq", "date=1/e.parquet", "_year=2025/f.parquet"]
+OTHERS = ["_SUCCESS", "_temporary/x.parquet", ".crc/x.parquet", "sub/.a.parquet", "sub/_b.parquet", "README.md", "sub/list.csv", "parquet"]
+
+
+@pytest.fixture
+def corpus(storage_root: str) -> str:
+    """URL of a folder with files of both kinds; listing needs no Parquet in them."""
+    storage = open_storage(f"{storage_root}/in")
+    for name in [*CORPUS, *OTHERS]:
+        storage.put(name, b"content")
+    return f"{storage_root}/in"
+
+
+def paths(*inputs: str) -> list[str]:
+    return [source.path for source in list_sources(inputs)]
+
+
+def test_a_folder_is_read_to_the_bottom(corpus: str) -> None:
+    assert paths(corpus) == paths(f"{corpus}/") == sorted(CORPUS)
+
+
+def test_a_source_says_where_it_is_and_how_large(corpus: str) -> None:
+    (source,) = list_sources([f"{corpus}/sub/deep"])
+    assert (source.path, source.size) == ("d.pq", 7)
+    assert source.uri.removeprefix("file://") == f"{corpus}/sub/deep/d.pq"
+    assert source.version
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("*.parquet", ["a.parquet"]),
+        ("[a-b].par*", ["a.parquet", "b.parq"]),
+        ("sub/*", ["c.PARQUET", "deep/d.pq", "list.csv"]),  # files that the pattern names whatever their suffix, folders as folders
+        ("**/*.parquet", ["_year=2025/f.parquet", "a.parquet", "date=1/e.parquet"]),
+        ("date=*", ["date=1/e.parquet"]),
+        ("_year=*/*", ["_year=2025/f.parquet"]),
+        ("?ub/deep", ["sub/deep/d.pq"]),
+        ("sub/_*.parquet", ["_b.parquet"]),  # asked for by name
+        ("sub/_b.parquet", ["_b.parquet"]),
+    ],
+)
+def test_globs(corpus: str, pattern: str, found: list[str]) -> None:
+    assert paths(f"{corpus}/{pattern}") == found
+
+
+def test_a_file_may_have_a_glob_character_in_its_name(storage_root: str) -> None:
+    open_storage(storage_root).put("in/a[1].parquet", b"content")
+    assert paths(f"{storage_root}/in/a[1].parquet") == ["a[1].parquet"]
+
+
+def test_overlapping_inputs_give_each_file_once(corpus: str) -> None:
+    inputs = [f"{corpus}/sub", corpus, f"{corpus}/a.parquet", f"{corpus}/*.parquet", f"{corpus}/sub/"]
+    if not corpus.startswith("s3://"):  # where these are names of their own
+        inputs += [f"{corpus}//sub", f"{corpus}/./sub", f"{corpus}/date=1/../sub/*.PARQUET", f"file://{corpus}", os.path.relpath(corpus)]
+    sources = list_sources(inputs)
+    assert len({source.uri for source in sources}) == len(sources) == len(CORPUS)
+    assert sources == sorted(sources)
+
+
+def test_the_order_of_inputs_does_not_matter_where_they_do_not_overlap(corpus: str) -> None:
+    inputs = [f"{corpus}/sub", f"{corpus}/date=1", f"{corpus}/a.parquet"]
+    assert list_sources(inputs) == list_sources(inputs[::-1])
+
+
+@pytest.mark.parametrize("missing", ["nowhere", "nowhere/a.parquet", "a.parquet/below"])
+def test_a_missing_input_is_named(corpus: str, missing: str) -> None:
+    with pytest.raises(CorpusError, match=f"--input .*/in/{missing} does not exist; check the path$"):
+        list_sources([corpus, f"{corpus}/{missing}"])
+
+
+@pytest.mark.parametrize("nothing", ["*.nothing", "nowhere/*.parquet", "others"])
+def test_an_input_that_matches_nothing_is_named(corpus: str, nothing: str) -> None:
+    open_storage(corpus).put("others/list.csv", b"")
+    with pytest.raises(CorpusError, match=r"--input .* matches no Parquet file \(\.parquet, \.parq, \.pq\); check the path$"):
+        list_sources([corpus, f"{corpus}/{nothing}"])
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_missing_bucket_is_a_missing_input() -> None:
+    with pytest.raises(CorpusError, match="s3://no-such-bucket/in does not exist"):
+        list_sources(["s3://no-such-bucket/in"])
+
+
+@pytest.mark.usefixtures("s3")
+@pytest.mark.parametrize("url", ["gopher://host/in", "s3://not*a*bucket/in", "s3://NOT A BUCKET/in"])
+def test_an_impossible_url_is_refused_in_one_sentence(url: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        list_sources([url])
+    assert url in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_rewritten_file_has_another_version(corpus: str) -> None:
+    before = list_sources([corpus])
+    assert list_sources([corpus]) == before
+    rewrite(corpus, "a.parquet", b"CONTENT")
+    after = list_sources([corpus])
+    assert [old.path for old, new in zip(before, after, strict=True) if old != new] == ["a.parquet"]
+    assert [old.size for old in before] == [new.size for new in after]
+    with pytest.raises(SourceChangedError, match=r"a\.parquet was replaced after it was listed"):
+        require_unchanged(next(source for source in before if source.path == "a.parquet"))
+    for source in after:
+        require_unchanged(source)
+
+
+def test_a_removed_file_is_noticed(corpus: str) -> None:
+    (source,) = list_sources([f"{corpus}/a.parquet"])
+    open_storage(corpus).delete(["a.parquet"])
+    with pytest.raises(SourceChangedError, match=r"a\.parquet was removed after it was listed"):
+        require_unchanged(source)
+
+
+def test_a_file_and_a_listing_tell_the_same_version(corpus: str) -> None:
+    assert list_sources([f"{corpus}/a.parquet"]) == [source for source in list_sources([corpus]) if source.path == "a.parquet"]
+
+
+def test_an_empty_folder_named_like_a_file_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "empty.parquet").mkdir()
+    (tmp_path / "spark.parquet").mkdir()
+    (tmp_path / "spark.parquet" / "part-0.parquet").write_bytes(b"content")
+    assert paths(str(tmp_path)) == ["spark.parquet/part-0.parquet"]
+    assert paths(str(tmp_path / "spark.parquet")) == ["part-0.parquet"]
+
+
+def test_a_placeholder_object_is_no_file(s3: S3Server) -> None:
+    url = s3.folder()
+    open_storage(url).put("a.parquet", b"content")
+    for folder in ("/", "/folder.parquet/"):  # as consoles of object stores make them
+        s3.client().put_object(Bucket=s3.shared_bucket, Key=url.rpartition("/")[2] + folder)
+    assert paths(url) == ["a.parquet"]
+
+
+@pytest.mark.usefixtures("unprivileged")
+def test_a_folder_that_can_not_be_read_is_refused_not_left_out() -> None:
+    with TemporaryDirectory() as folder:  # tmp_path is root's own
+        (Path(folder) / "a.parquet").write_bytes(b"content")
+        locked = Path(folder) / "locked"
+        locked.mkdir(mode=0)
+        for url in (folder, f"{folder}/*"):
+            said = f"listing --input {re.escape(url)} is not allowed: .*'{locked}'; check the credentials"
+            with pytest.raises(ConfigError, match=said):
+                list_sources([url])
+
+
+def test_a_name_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    Path(os.fsdecode(bytes(tmp_path) + b"/\xff.parquet")).write_bytes(b"content")
+    with pytest.raises(CorpusError, match=r"\\udcff\.parquet' has a name that is not UTF-8; rename the file$"):
+        list_sources([str(tmp_path)])
+
+
+def rewrite(corpus: str, name: str, data: bytes) -> None:
+    """Replace a file by one of another time: clocks of file systems tick in milliseconds only."""
+    storage = open_storage(corpus)
+    storage.put(name, data)
+    if not corpus.startswith("s3://"):
+        stat = Path(corpus, name).stat()
+        os.utime(Path(corpus, name), ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**6))
