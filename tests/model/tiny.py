@@ -140,9 +140,7 @@ FAMILIES: dict[str, tuple[str, Callable[[], PreTrainedConfig]]] = {
     "nomic_bert": ("wordpiece", lambda: NomicBertConfig(**_BERT_LIKE)),
     "qwen3": (
         "bpe",
-        lambda: Qwen3Config(
-            **_BERT_LIKE, num_key_value_heads=2, head_dim=8, pad_token_id=1, bos_token_id=0, eos_token_id=2
-        ),
+        lambda: Qwen3Config(**_BERT_LIKE, num_key_value_heads=2, head_dim=8, pad_token_id=1, bos_token_id=0, eos_token_id=2),
     ),
     "t5": (
         "unigram",
