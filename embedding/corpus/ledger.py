@@ -35,6 +35,11 @@ class CommitRecord:
     """Padding tokens computed in vain; 0 where the encoder runs packed."""
     bytes: int
     """Size of the shard."""
+    read_started: float
+    """Unix time."""
+    read_seconds: float
+    encode_started: float
+    """Unix time."""
     wait_seconds: float
     """Waiting for the device while another unit of this worker was encoded."""
     tokenize_seconds: float

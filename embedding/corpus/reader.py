@@ -175,7 +175,8 @@ def _read_rows(file: pq.ParquetFile, first_row: int, num_rows: int, columns: Seq
     groups = [index for index in range(len(starts) - 1) if starts[index] < stop_row and starts[index + 1] > first_row]
     position = starts[groups[0]] if groups else 0
     batches: list[pa.RecordBatch] = []
-    for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups, columns=list(columns), use_threads=False):
+    batch_rows = min(_BATCH_ROWS, num_rows)  # rows can be long: a batch is never larger than the unit
+    for batch in file.iter_batches(batch_size=batch_rows, row_groups=groups, columns=list(columns), use_threads=False):
         wanted = batch.slice(max(0, first_row - position), max(0, min(position + batch.num_rows, stop_row) - max(position, first_row)))
         if wanted.num_rows:
             batches.append(wanted)

@@ -1,0 +1,200 @@
+"""Units hold exactly the rows that other readers find, with exactly their types, whatever wrote the file."""
+
+from __future__ import annotations
+
+import datetime
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from embedding.corpus import reader
+from embedding.corpus.plan import make_unit
+from embedding.corpus.reader import Columns, read_layout, read_unit, text_faults
+from embedding.errors import CorpusError
+from tests.corpus.reading import put_source, read_corpus, table_bytes, units_of, whole
+from tests.support.corpora import KINDS, Row, huge_row_group, libraries, nested, plain, string_kinds
+
+TEXT = Columns("text")
+COUNTING_POOL = pa.proxy_memory_pool(pa.default_memory_pool())
+"""Knows the peak of what is allocated while it is set; must outlive all that it allocated."""
+
+
+@pytest.mark.parametrize("unit_rows", [1, 7, 1000, 10**6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_in_units_of_any_size(kind: str, unit_rows: int, tmp_path: Path) -> None:
+    corpus = KINDS[kind]()
+    expected = corpus.rows[: 100 * unit_rows]  # hundreds of small units say it all
+    found: list[Row] = []
+    for unit, read in islice(read_corpus(corpus.write(tmp_path), Columns(corpus.text_column, ("id",)), unit_rows), 100):
+        assert len(read.text) == read.copied.num_rows == unit.num_rows <= unit_rows
+        assert read.text.type == pa.large_string()
+        found += [{"id": key, "text": text} for key, text in zip(read.copied["id"].to_pylist(), read.text.to_pylist(), strict=True)]
+    assert found == expected[: len(found)]
+    assert len(found) == len(expected) or len(found) >= 100
+
+
+def test_the_same_rows_come_from_every_store(storage_root: str) -> None:
+    corpus = libraries()
+    found = [text for _, read in read_corpus(corpus.write(storage_root), TEXT, 5) for text in read.text.to_pylist()]
+    assert found == [row["text"] for row in corpus.rows]
+
+
+@pytest.mark.parametrize(("first", "rows"), [(0, 1), (0, 3000), (1499, 2), (2999, 1), (1000, 1234)])
+def test_a_range_inside_a_huge_row_group(first: int, rows: int, tmp_path: Path) -> None:
+    corpus = huge_row_group()
+    source = put_source(str(tmp_path), corpus.files["huge.parquet"])
+    read = read_unit(make_unit(source, first, rows, "f"), Columns("text", ("id",)))
+    assert read.copied["id"].to_pylist() == list(range(first, first + rows))
+    assert read.text.to_pylist() == [row["text"] for row in corpus.rows[first : first + rows]]
+
+
+def test_a_unit_of_a_huge_row_group_costs_memory_for_its_own_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "_PREFETCH_BYTES", 2**20)  # larger files are streamed; 64 MB stand for the real 256 and more
+    text = pa.array([f"{number:08d}" * 2000 for number in range(4000)])
+    source = put_source(str(tmp_path), table_bytes(pa.table({"text": text}), compression="none", use_dictionary=False))
+    assert source.size > 64_000_000
+    usual = pa.default_memory_pool()
+    pa.set_memory_pool(COUNTING_POOL)
+    try:
+        read = read_unit(make_unit(source, 2000, 40, "f"), TEXT)
+    finally:
+        pa.set_memory_pool(usual)
+    assert read.text.to_pylist() == text[2000:2040].to_pylist()
+    assert 640_000 < COUNTING_POOL.max_memory() < 32_000_000
+
+
+def test_copied_columns_keep_their_types(tmp_path: Path) -> None:
+    table = every_type()
+    source = put_source(str(tmp_path), table_bytes(table, row_group_size=2))
+    for first, rows in ((0, 4), (1, 2), (3, 1)):
+        copied = read_unit(make_unit(source, first, rows, "f"), Columns("text", tuple(table.column_names))).copied
+        assert {field.name: field.type for field in copied.schema} == {field.name: field.type for field in table.schema}
+        assert copied.to_pylist() == table.slice(first, rows).to_pylist()
+
+
+def every_type() -> pa.Table:
+    moment = datetime.datetime(2025, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
+    columns: dict[str, tuple[pa.DataType, list[Any]]] = {
+        "text": (pa.string(), ["a", "b", "c", "d"]),
+        "int8": (pa.int8(), [1, None, -128, 127]),
+        "uint64": (pa.uint64(), [0, 1, None, 2**64 - 1]),
+        "float16": (pa.float16(), [0.5, None, 1.0, 2.0]),
+        "bool": (pa.bool_(), [True, False, None, True]),
+        "date": (pa.date32(), [moment.date(), None, None, moment.date()]),
+        "zoned": (pa.timestamp("us", "Europe/Berlin"), [moment, None, moment, moment]),
+        "naive": (pa.timestamp("ms"), [datetime.datetime(2025, 1, 1), None, None, None]),
+        "seconds": (pa.time64("us"), [datetime.time(1, 2, 3), None, None, None]),
+        "decimal": (pa.decimal128(20, 3), [Decimal("1.234"), None, Decimal("-5.000"), Decimal("0.001")]),
+        "dictionary": (pa.dictionary(pa.int8(), pa.string()), ["x", "y", None, "x"]),
+        "large_string": (pa.large_string(), ["x", None, "", "y"]),
+        "view": (pa.string_view(), ["x", None, "", "a long one that is not kept in line"]),
+        "binary": (pa.binary(), [b"\xff", None, b"", b"x"]),
+        "fixed": (pa.binary(2), [b"ab", None, b"cd", b"ef"]),
+        "list": (pa.list_(pa.int32()), [[1], None, [], [2, None]]),
+        "large_list": (pa.large_list(pa.string()), [["a"], None, [], ["b"]]),
+        "vector": (pa.list_(pa.float32(), 2), [[1, 2], [3, 4], [5, 6], [7, 8]]),
+        "struct": (
+            pa.struct({"a": pa.int64(), "b": pa.list_(pa.string())}),
+            [{"a": 1, "b": ["x"]}, None, {"a": None, "b": None}, {"a": 2, "b": []}],
+        ),
+        "map": (pa.map_(pa.string(), pa.int64()), [[("k", 1)], None, [], [("l", None)]]),
+        "null": (pa.null(), [None] * 4),
+        "a.dotted.name": (pa.int64(), [1, 2, 3, 4]),
+        "naïve 名": (pa.int64(), [1, 2, 3, 4]),
+    }
+    return pa.table({name: pa.array(values, kind) for name, (kind, values) in columns.items()})
+
+
+@pytest.mark.parametrize(
+    ("column", "texts"),
+    [
+        ("a.b", ["own", "name"]),  # a column with that name comes before the field b of the column a
+        ("a.c", ["in", None]),
+        ("a.d.e", ["deep", None]),
+        ("x.y.z", ["dots", "only"]),
+        ("nothing", [None, None]),
+    ],
+)
+def test_dotted_columns(column: str, texts: list[str | None], tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "a": [{"b": "field", "c": "in", "d": {"e": "deep"}}, None],
+            "a.b": ["own", "name"],
+            "x.y.z": ["dots", "only"],
+            "nothing": pa.nulls(2),
+        }
+    )
+    source = put_source(str(tmp_path), table_bytes(table))
+    assert read_layout(source, Columns(column)).row_groups == (2,)
+    read = read_unit(whole(source, 2), Columns(column, (column, "a")))
+    assert read.text.to_pylist() == texts
+    assert read.copied.column_names == [column, "a"]
+    assert read.copied.column(0).to_pylist() == texts
+    assert read.copied.column(1).to_pylist() == table["a"].to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        (Columns("txet"), "has no column 'txet'; did you mean 'text'? columns are text, number, raw, doc, doc.body, doc.body.text"),
+        (Columns("doc.boddy.text"), "has no column 'doc.boddy.text'; did you mean 'doc.body.text'? columns are "),
+        (Columns("doc.text"), "has no column 'doc.text'; "),
+        (Columns("text.body"), "has no column 'text.body'; did you mean 'text'? "),
+        (Columns("text", ("identity",)), "has no column 'identity'; columns are "),
+        (Columns("number"), ": column 'number' is int64, not string; string columns are text, doc.body.text"),
+        (Columns("raw"), ": column 'raw' is binary, not string; string columns are text, doc.body.text"),
+        (Columns("doc"), ": column 'doc' is struct<body: struct<text: string>>, not string; string columns are "),
+    ],
+)
+def test_wrong_columns_are_told_in_one_sentence(columns: Columns, sentence: str, tmp_path: Path) -> None:
+    table = pa.table({"text": ["a"], "number": [1], "raw": [b"a"], "doc": [{"body": {"text": "a"}}]})
+    source = put_source(str(tmp_path), table_bytes(table))
+    with pytest.raises(CorpusError) as refused:
+        read_layout(source, columns)
+    assert str(refused.value).startswith(f"{source.uri}{'' if sentence.startswith(':') else ' '}{sentence}")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), pa.array([1])], names=["text", "text", "id"])
+    source = put_source(str(tmp_path), table_bytes(twice))
+    with pytest.raises(CorpusError, match=r"has several columns 'text'; rename one of them$"):
+        read_layout(source, TEXT)
+
+
+def test_a_file_without_any_text_says_so(tmp_path: Path) -> None:
+    source = put_source(str(tmp_path), table_bytes(pa.table({"text": [1]})))
+    with pytest.raises(CorpusError, match=r"not string; the file has no string column$"):
+        read_layout(source, TEXT)
+
+
+def test_one_bad_file_among_many_is_named(tmp_path: Path) -> None:
+    url = plain(rows=40, files=40).write(tmp_path)
+    bad = put_source(url, table_bytes(pa.table({"words": ["a"]})), "part-17.parquet")
+    with pytest.raises(CorpusError, match=f"^{bad.uri} has no column 'text'"):
+        units_of(url, TEXT, 10)
+
+
+def test_nulls_and_what_is_no_utf8_are_found(tmp_path: Path) -> None:
+    good, bad = [b"plain", b"", "ü".encode()], [b"\xff", b"\xc3", b"\xed\xa0\x80", b"a\x80b"]
+    raw = pa.array([*good, None, *bad, b"end"], pa.binary())
+    for kind in (pa.string(), pa.large_string()):
+        text = raw.cast(pa.large_binary() if pa.types.is_large_string(kind) else pa.binary()).view(kind)
+        source = put_source(str(tmp_path), table_bytes(pa.table({"text": text}), use_dictionary=False))
+        faults = text_faults(read_unit(whole(source, 9), TEXT).text)
+        assert faults == {3: "text is null", **dict.fromkeys((4, 5, 6, 7), "text is not valid UTF-8")}
+
+
+@pytest.mark.parametrize("corpus", [string_kinds(), nested()], ids=["string_kinds", "nested"])
+def test_text_without_faults_but_null(corpus: Any, tmp_path: Path) -> None:
+    for _, read in read_corpus(corpus.write(tmp_path), Columns(corpus.text_column), 100):
+        assert text_faults(read.text) == {row: "text is null" for row, text in enumerate(read.text.to_pylist()) if text is None}
+
+
+def test_faults_of_a_slice_count_from_its_start() -> None:
+    text = pa.array([None, "a", None], pa.large_string()).slice(1)
+    assert text_faults(text) == {1: "text is null"}
