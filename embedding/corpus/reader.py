@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from embedding.corpus.plan import SourceLayout, Unit
 from embedding.corpus.sources import Source, open_source, require_unchanged
 from embedding.corpus.storage import explained
-from embedding.errors import CorpusError, SourceError
+from embedding.errors import CorpusError, SourceChangedError, SourceError
 
 _FOOTER_THREADS = 32
 _BATCH_ROWS = 16_384
@@ -153,6 +153,8 @@ def _parquet(source: Source) -> Iterator[pq.ParquetFile]:
             yield pq.ParquetFile(stream, pre_buffer=small, buffer_size=0 if small else _STREAM_BYTES)
         except (pa.ArrowException, OSError, ValueError, TypeError) as error:
             require_unchanged(source)
+            if type(error).__name__ == "FileExpired":  # s3fs: a ranged read's If-Match failed, though the old bytes are back by now
+                raise SourceChangedError(f"{source.uri} was replaced while it was read; run again to plan it anew") from error
             if _is_of_store(error):
                 raise
             raise SourceError(f"{source.uri} is no readable Parquet file: {_first_line(error)}") from error
