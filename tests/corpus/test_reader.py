@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from embedding.corpus import reader
 from embedding.corpus.plan import make_unit
 from embedding.corpus.reader import Columns, read_layout, read_unit, text_faults
 from embedding.errors import CorpusError
-from tests.corpus.reading import put_source, read_corpus, table_bytes, units_of, whole
+from tests.corpus.reading import every_type, put_source, read_corpus, table_bytes, units_of, whole
 from tests.support.corpora import KINDS, Row, huge_row_group, libraries, nested, plain, string_kinds
 
 TEXT = Columns("text")
@@ -74,39 +72,6 @@ def test_copied_columns_keep_their_types(tmp_path: Path) -> None:
         copied = read_unit(make_unit(source, first, rows, "f"), Columns("text", tuple(table.column_names))).copied
         assert {field.name: field.type for field in copied.schema} == {field.name: field.type for field in table.schema}
         assert copied.to_pylist() == table.slice(first, rows).to_pylist()
-
-
-def every_type() -> pa.Table:
-    moment = datetime.datetime(2025, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
-    columns: dict[str, tuple[pa.DataType, list[Any]]] = {
-        "text": (pa.string(), ["a", "b", "c", "d"]),
-        "int8": (pa.int8(), [1, None, -128, 127]),
-        "uint64": (pa.uint64(), [0, 1, None, 2**64 - 1]),
-        "float16": (pa.float16(), [0.5, None, 1.0, 2.0]),
-        "bool": (pa.bool_(), [True, False, None, True]),
-        "date": (pa.date32(), [moment.date(), None, None, moment.date()]),
-        "zoned": (pa.timestamp("us", "Europe/Berlin"), [moment, None, moment, moment]),
-        "naive": (pa.timestamp("ms"), [datetime.datetime(2025, 1, 1), None, None, None]),
-        "seconds": (pa.time64("us"), [datetime.time(1, 2, 3), None, None, None]),
-        "decimal": (pa.decimal128(20, 3), [Decimal("1.234"), None, Decimal("-5.000"), Decimal("0.001")]),
-        "dictionary": (pa.dictionary(pa.int8(), pa.string()), ["x", "y", None, "x"]),
-        "large_string": (pa.large_string(), ["x", None, "", "y"]),
-        "view": (pa.string_view(), ["x", None, "", "a long one that is not kept in line"]),
-        "binary": (pa.binary(), [b"\xff", None, b"", b"x"]),
-        "fixed": (pa.binary(2), [b"ab", None, b"cd", b"ef"]),
-        "list": (pa.list_(pa.int32()), [[1], None, [], [2, None]]),
-        "large_list": (pa.large_list(pa.string()), [["a"], None, [], ["b"]]),
-        "vector": (pa.list_(pa.float32(), 2), [[1, 2], [3, 4], [5, 6], [7, 8]]),
-        "struct": (
-            pa.struct({"a": pa.int64(), "b": pa.list_(pa.string())}),
-            [{"a": 1, "b": ["x"]}, None, {"a": None, "b": None}, {"a": 2, "b": []}],
-        ),
-        "map": (pa.map_(pa.string(), pa.int64()), [[("k", 1)], None, [], [("l", None)]]),
-        "null": (pa.null(), [None] * 4),
-        "a.dotted.name": (pa.int64(), [1, 2, 3, 4]),
-        "naïve 名": (pa.int64(), [1, 2, 3, 4]),
-    }
-    return pa.table({name: pa.array(values, kind) for name, (kind, values) in columns.items()})
 
 
 @pytest.mark.parametrize(
