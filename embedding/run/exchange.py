@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 
 import numpy as np
@@ -12,7 +13,15 @@ from embedding.corpus.plan import Unit
 from embedding.corpus.reader import UnitRows
 from embedding.corpus.sources import Source
 
-READ_SCHEMA = pa.schema([pa.field("unit", pa.string()), pa.field("rows", pa.large_binary()), pa.field("error", pa.string())])
+READ_SCHEMA = pa.schema(
+    [
+        ("unit", pa.string()),
+        ("rows", pa.large_binary()),
+        ("error", pa.string()),
+        ("read_started", pa.float64()),
+        ("read_seconds", pa.float64()),
+    ]
+)
 """One row a unit: `rows` is an Arrow stream, null where reading failed with `error`."""
 
 
@@ -43,10 +52,11 @@ def decode_rows(buffer: pa.Buffer) -> UnitRows:
     return UnitRows(text.combine_chunks() if text.num_chunks != 1 else text.chunk(0), table.select(range(table.num_columns - 1)))
 
 
-def read_result(unit: str, rows: pa.Buffer | None, error: str | None) -> pa.Table:
-    """The read stage's row for one unit; the buffer is taken over, not copied."""
+def read_result(unit: str, rows: pa.Buffer | None, error: str | None, started: float) -> pa.Table:
+    """The read stage's row for one unit, begun at the Unix time `started`; the buffer is taken over, not copied."""
     length = 0 if rows is None else rows.size
     validity = None if rows is not None else pa.py_buffer(b"\x00")
     offsets = pa.py_buffer(np.array([0, length], np.int64))
     column = pa.Array.from_buffers(pa.large_binary(), 1, [validity, offsets, rows if rows is not None else pa.py_buffer(b"")])
-    return pa.Table.from_arrays([pa.array([unit], pa.string()), column, pa.array([error], pa.string())], schema=READ_SCHEMA)
+    facts = [pa.array([error], pa.string()), pa.array([started]), pa.array([time.time() - started])]
+    return pa.Table.from_arrays([pa.array([unit], pa.string()), column, *facts], schema=READ_SCHEMA)

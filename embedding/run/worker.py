@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ from embedding.corpus.ledger import CommitRecord, parquet_bytes, records_to_tabl
 from embedding.corpus.output import Output, rejected_name
 from embedding.corpus.plan import Unit
 from embedding.corpus.reader import Columns, UnitRows, read_unit, text_faults
-from embedding.corpus.shard import shard_bytes, shard_table, source_columns
+from embedding.corpus.shard import select_rows, shard_bytes, shard_table, source_columns
 from embedding.errors import EmbeddingJobError
 from embedding.model.embedder import Embedder
 from embedding.model.spec import ModelSpec
@@ -62,13 +62,14 @@ def read_stage(batch: pa.Table, columns: Columns, attempts: Attempts, max_attemp
     """One unit in, one row of READ_SCHEMA out: its rows, or why they can not be had."""
     text = batch.column("unit")[0].as_py()
     unit = decode_unit(text)
+    started = time.time()
     key = f"read {unit.id}"
     if attempts.begin(key) > max_attempts:
-        return read_result(text, None, f"its reader died {max_attempts} times; {unit.source.uri} may be damaged or too large")
+        return read_result(text, None, f"its reader died {max_attempts} times; {unit.source.uri} may be damaged or too large", started)
     try:
-        return read_result(text, encode_rows(read_unit(unit, columns)), None)
+        return read_result(text, encode_rows(read_unit(unit, columns)), None, started)
     except EmbeddingJobError as error:
-        return read_result(text, None, str(error))
+        return read_result(text, None, str(error), started)
     finally:
         attempts.settle(key)
 
@@ -92,7 +93,8 @@ class EmbeddingWorker:
         rows = decode_rows(batch.column("rows")[0].as_buffer())
         record = self._commit_or_fail(unit, rows)
         self._attempts.settle(unit.id)
-        return records_to_table([record])
+        read = {name: batch.column(name)[0].as_py() for name in ("read_started", "read_seconds")}
+        return records_to_table([replace(record, **read)])
 
     def _commit_or_fail(self, unit: Unit, rows: UnitRows) -> CommitRecord:
         """Try the unit until it is committed or its attempts, those of dead processes included, are spent."""
@@ -118,7 +120,7 @@ class EmbeddingWorker:
         tokens = self._embedder.tokenize(rows.text.take(good).to_pylist())
         tokenized = time.perf_counter()
         with self._device:
-            locked = time.perf_counter()
+            locked, encode_started = time.perf_counter(), time.time()
             embedded = self._embedder.embed(tokens, self._job.batch_tokens)
         encoded = time.perf_counter()
 
@@ -132,7 +134,9 @@ class EmbeddingWorker:
         }
         identified = rows.copied if self._job.has_id else _side_by_side(source_columns(unit), rows.copied)
         token_columns = {"num_tokens": pa.array(counts["num_tokens"], pa.int32()), "truncated": pa.array(counts["truncated"])}
-        table = shard_table(identified.take(good[finite]), embedded.vectors_RD[finite], token_columns if self._job.token_columns else {})
+        table = shard_table(
+            select_rows(identified, good[finite]), embedded.vectors_RD[finite], token_columns if self._job.token_columns else {}
+        )
         data = shard_bytes(table, {"unit": asdict(unit), "record": facts, "provenance": self._job.provenance})
         if faults:  # before the shard, so that one commit covers both
             ids = rows.copied.column(0) if self._job.has_id else None
@@ -143,6 +147,7 @@ class EmbeddingWorker:
             **facts,
             padding=embedded.padding_tokens,
             bytes=len(data),
+            encode_started=encode_started,
             wait_seconds=locked - tokenized,
             tokenize_seconds=tokenized - started,
             encode_seconds=encoded - locked,

@@ -1,0 +1,77 @@
+"""The command line, without running a job: where options come from, what is refused, and how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from embedding.errors import ConfigError
+from embedding.run.cli import parse, run
+
+NEEDED = ["--input", "corpus", "--output", "vectors"]
+
+
+def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(
+        "input: [a.parquet, b.parquet]\noutput: from-file\nbatch_tokens: 1\nunit_rows: 1\nid_column: id\nkeep_columns: [x, y]\n"
+    )
+    monkeypatch.setenv("EMBED_BATCH_TOKENS", "2")
+    monkeypatch.setenv("EMBED_UNIT_ROWS", "2")
+    config = parse(["--config", str(file), "--batch-tokens", "3"])
+    assert config is not None
+    assert (config.batch_tokens, config.unit_rows, config.id_column, config.output) == (3, 2, "id", "from-file")
+    assert (config.input, config.keep_columns) == (("a.parquet", "b.parquet"), ("x", "y"))
+
+
+def test_lists_can_be_repeated_or_given_at_once() -> None:
+    config = parse(["--input", "a", "--input", "b", "--output", "o", "--keep-columns", "x", "y", "--restart", "--workers", "1:4"])
+    assert config is not None
+    assert (config.input, config.keep_columns, config.restart, config.worker_range()) == (("a", "b"), ("x", "y"), True, (1, 4))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--output", "o"], "--input"),
+        ([*NEEDED, "--batch-token", "5"], "Did you mean --batch-tokens?"),
+        ([*NEEDED, "--batch-tokens", "0"], "--batch-tokens='0' is refused"),
+        ([*NEEDED, "--pooling", "median"], "--pooling='median' is refused"),
+        ([*NEEDED, "--workers", "4:2"], "the minimum 4 is above the maximum 2; swap them"),
+        ([*NEEDED, "--workers", "many"], "use auto, a number of 1 or more, or MIN:MAX"),
+        ([*NEEDED, "--prompt", "q: ", "--prompt-name", "query"], "--prompt and --prompt-name are both given; keep one of them"),
+        ([*NEEDED, "--max-tokens", "512", "--batch-tokens", "256"], "--batch-tokens=256 is below --max-tokens=512"),
+        ([*NEEDED, "--keep-columns", "embedding"], "column 'embedding' has a name that the shards use themselves"),
+        ([*NEEDED, "--id-column", "a", "--keep-columns", "a"], "column 'a' is named twice"),
+        ([*NEEDED, "--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        ([*NEEDED, "--gpus-per-worker", "-1"], "--gpus-per-worker"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence_and_exit_code_2(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == 2
+    printed = capsys.readouterr()
+    assert sentence in printed.err
+    assert printed.err.count("\n") == 1
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
+
+
+def test_an_unknown_key_in_the_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("input: [a]\noutput: o\nbatch_token: 5\n")
+    with pytest.raises(ConfigError, match="batch_token"):
+        parse(["--config", str(file)])
+
+
+def test_restart_without_a_terminal_needs_yes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*NEEDED, "--restart"]) == 2
+    assert "--restart deletes everything in vectors; say --yes to allow it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("question", ["--help", "--version"])
+def test_help_and_version_answer_on_stdout(question: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([question]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert ("--batch-tokens" if question == "--help" else "0.1.0") in printed.out

@@ -1,0 +1,193 @@
+"""Whole runs: a corpus in, shards out, and every kind of second run on the same output. The main ones on a disk and on an S3 server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+
+from embedding import JobConfig
+from embedding.errors import ConfigError, CorpusError, SettingsChangedError
+from embedding.model import Embedder, resolve_model
+from tests.run.conftest import Embed
+from tests.support import corpora, outputs
+from tests.support.s3_server import S3Server
+
+
+def vectors_of(texts: list[str], model: Path) -> npt.NDArray[np.float32]:
+    spec = resolve_model(JobConfig(input=("x",), output="x", model=str(model)), precision="fp32")
+    embedder = Embedder(spec, device="cpu")
+    return embedder.embed(embedder.tokenize(texts), 4096).vectors_RD
+
+
+def test_every_row_gets_its_vector(storage_root: str, embed: Embed, tiny_model: Path) -> None:
+    corpus = corpora.plain(rows=70, files=2, row_group_rows=8)
+    source, output = corpus.write(f"{storage_root}/in"), f"{storage_root}/out"
+
+    summary = embed(input=source, output=output, token_columns=True)
+
+    assert summary.status == "complete"
+    assert (summary.rows_in, summary.rows_out, summary.rows_rejected) == (70, 70, 0)
+    found = outputs.table(output)
+    assert found.column_names == ["id", "embedding", "num_tokens", "truncated"]
+    assert found["id"].to_pylist() == [row["id"] for row in corpus.rows]
+    vectors = np.array(found["embedding"].to_pylist(), np.float32)
+    np.testing.assert_allclose(vectors, vectors_of([row["text"] for row in corpus.rows], tiny_model), atol=2e-6)
+    assert sum(found["num_tokens"].to_pylist()) == summary.tokens
+    manifest = outputs.control(output, "manifest.parquet")
+    assert manifest["shard"].to_pylist() == list(outputs.shards(output))
+    assert sum(manifest["rows"].to_pylist()) == 70
+    assert manifest["bytes"].to_pylist() == [len(data) for data in outputs.shards(output).values()]
+    assert outputs.files(output)["_SUCCESS"] == b""
+
+
+def test_a_second_run_does_what_changed_and_nothing_else(storage_root: str, embed: Embed) -> None:
+    root, output = f"{storage_root}/in", f"{storage_root}/out"
+    corpora.plain(rows=60, files=3).write(root)
+    embed(input=root, output=output)
+    first = outputs.versions(output)
+
+    assert embed(input=root, output=output).status == "nothing to do"
+    assert embed(input=root, output=output, batch_tokens=512, unit_rows=7).status == "nothing to do"
+    assert outputs.versions(output) == first
+
+    fs, path = outputs.filesystem(root)
+    fs.pipe_file(f"{path}/part-1.parquet", corpora.parquet(pa.table({"id": [900, 901], "text": ["changed", "file"]})))
+    fs.pipe_file(f"{path}/part-9.parquet", corpora.parquet(pa.table({"id": [999], "text": ["new file"]})))
+    fs.rm_file(f"{path}/part-2.parquet")
+    summary = embed(input=root, output=output)
+
+    assert (summary.rows_in, summary.rows_skipped, summary.units_done) == (3, 20, 2)
+    assert outputs.table(output)["id"].to_pylist() == [*range(20), 900, 901, 999]
+    kept = {name: version for name, version in outputs.versions(output).items() if "part-0" in name}
+    assert kept == {name: version for name, version in first.items() if "part-0" in name}
+    assert outputs.control(output, "manifest.parquet")["shard"].to_pylist() == list(outputs.shards(output))
+
+
+def test_settings_that_change_vectors_are_refused(tmp_path: Path, embed: Embed) -> None:
+    source, output = corpora.plain(rows=10, files=1).write(str(tmp_path / "in")), str(tmp_path / "out")
+    embed(input=source, output=output)
+    before = outputs.files(output)
+
+    with pytest.raises(SettingsChangedError) as refusal:
+        embed(input=source, output=output, pooling="cls", prompt="query: ")
+
+    assert 'pooling: ["mean"] -> ["cls"]' in str(refusal.value)
+    assert 'prompt: "" -> "query: "' in str(refusal.value)
+    assert "max_tokens" not in str(refusal.value)
+    assert outputs.files(output) == before
+    assert embed(input=source, output=output, pooling="cls", restart=True).status == "complete"
+    assert outputs.document(output, "_control/job.json")["vectors"]["pooling"] == ["cls"]
+    assert outputs.shards(output).keys().isdisjoint(before)
+
+
+def test_rows_without_text_are_rejected_and_listed(tmp_path: Path, embed: Embed) -> None:
+    texts = ["one", None, "", "four", None]
+    corpus = corpora.Corpus({"a.parquet": corpora.parquet(pa.table({"id": list("abcde"), "text": texts}))}, [])
+    source, output = corpus.write(str(tmp_path / "in")), str(tmp_path / "out")
+
+    summary = embed(input=source, output=output, unit_rows=3)
+
+    assert (summary.rows_in, summary.rows_out, summary.rows_rejected, summary.status) == (5, 3, 2, "complete")
+    assert outputs.table(output)["id"].to_pylist() == ["a", "c", "d"]
+    rejected = outputs.control(output, "rejected").sort_by("row_index")
+    assert rejected.select(["row_index", "id", "reason"]).to_pylist() == [
+        {"row_index": 1, "id": "b", "reason": "text is null"},
+        {"row_index": 4, "id": "e", "reason": "text is null"},
+    ]
+
+
+def test_a_file_that_breaks_in_the_middle_fails_alone(tmp_path: Path, embed: Embed) -> None:
+    root, output = str(tmp_path / "in"), str(tmp_path / "out")
+    corpora.plain(rows=40, files=2, row_group_rows=20).write(root)
+    fs, path = outputs.filesystem(root)
+    data = fs.cat_file(f"{path}/part-0.parquet")
+    fs.pipe_file(f"{path}/part-0.parquet", data[:40] + b"\xff" * 60 + data[100:])
+
+    summary = embed(input=root, output=output)
+
+    assert (summary.status, summary.exit_code, summary.rows_in) == ("failed units", 3, 20)
+    assert {failure["source"].rpartition("/")[2] for failure in summary.failures} == {"part-0.parquet"}  # type: ignore[attr-defined]
+    assert "part-0.parquet" in str(summary.failures[0]["reason"])
+    assert "_SUCCESS" not in outputs.files(output)
+    fs.pipe_file(f"{path}/part-0.parquet", data)
+    summary = embed(input=root, output=output)
+    assert (summary.status, summary.rows_in, summary.rows_skipped) == ("complete", 20, 20)
+    assert outputs.table(output)["id"].to_pylist() == list(range(40))
+
+
+@pytest.mark.parametrize("kind", ["nested", "huge_row_group"])
+def test_kinds_that_need_a_run_of_their_own(kind: str, embed: Embed, tmp_path: Path) -> None:
+    corpus = corpora.KINDS[kind]()
+    summary = embed(input=corpus.write(tmp_path / "in"), output=str(tmp_path / "out"), text_column=corpus.text_column, unit_rows=500)
+    embedded = [row["id"] for row in corpus.rows if row["text"] is not None]
+    assert summary.rows_in == len(corpus.rows)
+    assert outputs.table(str(tmp_path / "out"))["id"].to_pylist() == embedded
+
+
+def test_all_other_kinds_in_one_corpus(embed: Embed, tmp_path: Path) -> None:
+    expected: list[str] = []
+    kinds = ["codecs", "hive", "libraries", "mixed_schemas", "odd_texts", "string_kinds", "tiny_row_groups", "zero_rows"]
+    assert {*kinds, "nested", "huge_row_group", "plain"} == set(corpora.KINDS)
+    for kind in kinds:
+        corpus = corpora.KINDS[kind]()
+        corpus.write(tmp_path / "in" / kind)
+        expected += [row["text"] for row in corpus.rows if row["text"] is not None]
+    summary = embed(input=str(tmp_path / "in"), output=str(tmp_path / "out"), id_column=None, keep_columns=["text"], unit_rows=200)
+    assert summary.status == "complete"
+    found = outputs.table(str(tmp_path / "out"))
+    assert found.column_names == ["source", "row_index", "text", "embedding"]
+    assert sorted(found["text"].to_pylist()) == sorted(expected)
+    assert any("/" in name.removeprefix("data/") for name in outputs.shards(str(tmp_path / "out")))  # hive folders are kept
+
+
+def test_what_can_be_known_is_refused_before_anything_is_written(embed: Embed, tmp_path: Path) -> None:
+    source, output = corpora.plain(rows=4, files=1).write(tmp_path / "in"), str(tmp_path / "out")
+    with pytest.raises(CorpusError, match=r"part-0\.parquet has no column 'txt'; did you mean 'text'\? columns are id, text"):
+        embed(input=source, output=output, text_column="txt")
+    with pytest.raises(CorpusError, match="column 'id' is int64, not string; string columns are text"):
+        embed(input=source, output=output, text_column="id")
+    with pytest.raises(CorpusError, match="does not exist"):
+        embed(input=str(tmp_path / "nowhere"), output=output)
+    with pytest.raises(ConfigError, match="lies inside --input"):
+        embed(input=source, output=f"{source}/vectors")
+    (tmp_path / "in" / "part-1.parquet").write_bytes(b"PAR1 this is no Parquet file PAR1")
+    with pytest.raises(CorpusError, match=r"part-1\.parquet is no readable Parquet file"):
+        embed(input=source, output=output)
+    assert not Path(output).exists()
+
+
+def test_shards_are_not_removed_by_a_slip_of_the_options(embed: Embed, tmp_path: Path) -> None:
+    corpora.plain(rows=20, files=2).write(tmp_path / "in")
+    one, both, output = str(tmp_path / "in" / "part-0.parquet"), str(tmp_path / "in"), str(tmp_path / "out")
+    embed(input=both, output=output)
+    before = outputs.shards(output)
+    with pytest.raises(ConfigError, match=r"--input no longer names .*/in, so 1 finished shards .* say --yes"):
+        embed(input=one, output=output)
+    with pytest.raises(ConfigError, match="--limit-rows=3 leaves rows out"):
+        embed(input=both, output=output, limit_rows=3)
+    assert outputs.shards(output) == before
+    assert embed(input=one, output=output, yes=True).status == "complete"
+    assert outputs.table(output)["id"].to_pylist() == list(range(10))
+
+
+def test_input_on_one_store_and_output_on_the_other(embed: Embed, s3: S3Server, tmp_path: Path) -> None:
+    bucket, elsewhere = s3.folder(), str(tmp_path / "disk")
+    corpus = corpora.plain(rows=12, files=1)
+    embed(input=corpus.write(f"{bucket}/in"), output=elsewhere)
+    assert outputs.table(elsewhere)["id"].to_pylist() == [row["id"] for row in corpus.rows]
+    embed(input=corpus.write(tmp_path / "in"), output=f"{bucket}/out")
+    assert outputs.table(f"{bucket}/out")["embedding"].to_pylist() == outputs.table(elsewhere)["embedding"].to_pylist()
+
+
+def test_reads_run_beside_the_encoder(embed: Embed, tmp_path: Path) -> None:
+    """A unit is read while another is encoded: the stages are apart, and the pipeline keeps both busy."""
+    source = corpora.plain(rows=400, files=4, row_group_rows=10).write(tmp_path / "in")
+    embed(input=source, output=str(tmp_path / "out"), unit_rows=10)
+    records = outputs.control(str(tmp_path / "out"), "records").to_pylist()
+    reads = [(row["read_started"], row["read_started"] + row["read_seconds"], row["unit"]) for row in records]
+    encodes = [(row["encode_started"], row["encode_started"] + row["encode_seconds"], row["unit"]) for row in records]
+    assert any(begin < stop and start < end and one != other for begin, end, one in reads for start, stop, other in encodes)

@@ -1,0 +1,48 @@
+"""The size of the worker pool for clusters of literal sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from embedding.config import JobConfig
+from embedding.errors import ConfigError
+from embedding.run.placement import Placement, place_workers
+
+HEAD = {"CPU": 4.0}
+GPU_NODE = {"CPU": 32.0, "GPU": 8.0}
+
+
+def config(**options: Any) -> JobConfig:
+    return JobConfig.build(input=("in",), output="out", **options)
+
+
+def test_a_laptop_gets_one_worker_with_all_its_cores() -> None:
+    assert place_workers(config(), [{"CPU": 3.0}]) == Placement(1, 1, 0.0, 2)
+
+
+def test_every_gpu_gets_a_worker() -> None:
+    assert place_workers(config(), [HEAD, GPU_NODE, GPU_NODE]) == Placement(16, 16, 1.0, 1)
+    assert place_workers(config(gpus_per_worker=0.5), [HEAD, GPU_NODE]).max_workers == 16
+    assert place_workers(config(gpus_per_worker=0), [HEAD, GPU_NODE]).device == "cpu"
+
+
+def test_a_gpu_node_is_filled_by_what_runs_out_first() -> None:
+    assert place_workers(config(cpus_per_worker=10), [HEAD, GPU_NODE]).max_workers == 3
+
+
+def test_a_cluster_of_workers_keeps_half_a_cpu_for_reads() -> None:
+    assert place_workers(config(cpus_per_worker=1), [{"CPU": 4.0}]).max_workers == 3
+    assert place_workers(config(), [{"CPU": 8.0, "GPU": 8.0}]).max_workers == 7
+
+
+def test_the_user_decides() -> None:
+    assert place_workers(config(workers="1:64", gpus_per_worker=1), [HEAD]) == Placement(1, 64, 1.0, 1)
+    assert place_workers(config(workers="3"), [HEAD]) == Placement(3, 3, 0.0, 3)
+
+
+@pytest.mark.parametrize("options", [{"gpus_per_worker": 1}, {"cpus_per_worker": 64}])
+def test_a_worker_that_fits_nowhere_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"no node of the cluster has .* lower --gpus-per-worker or --cpus-per-worker"):
+        place_workers(config(**options), [HEAD])

@@ -1,0 +1,148 @@
+"""What becomes of one unit, without Ray: the worker is called as the pipeline calls it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from embedding import JobConfig
+from embedding.corpus.ledger import CommitRecord, records_from_table
+from embedding.corpus.plan import Unit, plan_units
+from embedding.corpus.reader import Columns, read_layouts
+from embedding.corpus.sources import list_sources
+from embedding.model import resolve_model
+from embedding.run.exchange import encode_unit
+from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
+from tests.model.tiny import save_model
+from tests.support import corpora, outputs
+
+COLUMNS = Columns("text", ("id",))
+
+
+class Counts:
+    """Attempts of one process."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def begin(self, key: str) -> int:
+        self.counts[key] += 1
+        return self.counts[key]
+
+    def settle(self, key: str) -> None:
+        del self.counts[key]
+
+
+def worker_on(model: Path, output: str, attempts: Counts, **options: bool) -> EmbeddingWorker:
+    spec = resolve_model(JobConfig(input=("x",), output="x", model=str(model)), precision="fp32")
+    job = WorkerJob(spec, output, 256, COLUMNS, True, options.get("token_columns", False), {"fingerprint": "f"}, 3, "cpu", None)
+    return EmbeddingWorker(job, attempts)
+
+
+def unit_of(folder: Path, texts: list[str | None]) -> Unit:
+    corpora.Corpus({"a.parquet": corpora.parquet(pa.table({"id": range(len(texts)), "text": pa.array(texts, pa.string())}))}, []).write(
+        folder
+    )
+    [unit] = plan_units(read_layouts(list_sources([str(folder)]), COLUMNS), unit_rows=100, fingerprint="f")
+    return unit
+
+
+def process(worker: EmbeddingWorker, unit: Unit, attempts: Counts) -> CommitRecord:
+    batch = read_stage(pa.table({"unit": [encode_unit(unit)]}), COLUMNS, attempts, 3)
+    [record] = records_from_table(worker(batch))
+    return record
+
+
+def test_a_unit_becomes_a_shard_and_a_record(tiny_model: Path, tmp_path: Path) -> None:
+    attempts, output = Counts(), str(tmp_path / "out")
+    unit = unit_of(tmp_path / "in", ["one two", None, "three"])
+    record = process(worker_on(tiny_model, output, attempts, token_columns=True), unit, attempts)
+    assert (record.rows, record.rejected, record.error) == (3, 1, "")
+    assert list(outputs.shards(output)) == [unit.shard]
+    rows = outputs.table(output)
+    assert rows["id"].to_pylist() == [0, 2]
+    assert rows["truncated"].to_pylist() == [False, False]
+    assert sum(rows["num_tokens"].to_pylist()) == record.tokens
+    assert record.bytes == len(outputs.shards(output)[unit.shard])
+    assert not attempts.counts
+
+
+def test_a_unit_of_rejected_rows_only_is_committed_empty(tiny_model: Path, tmp_path: Path) -> None:
+    attempts, output = Counts(), str(tmp_path / "out")
+    record = process(worker_on(tiny_model, output, attempts), unit_of(tmp_path / "in", [None, None]), attempts)
+    assert (record.rows, record.rejected, record.error) == (2, 2, "")
+    assert outputs.table(output).num_rows == 0
+    assert outputs.control(output, "rejected")["reason"].to_pylist() == ["text is null", "text is null"]
+
+
+def test_long_texts_are_counted_as_truncated(tiny_model: Path, tmp_path: Path) -> None:
+    attempts, output = Counts(), str(tmp_path / "out")
+    unit = unit_of(tmp_path / "in", ["word " * 500, "short"])
+    record = process(worker_on(tiny_model, output, attempts, token_columns=True), unit, attempts)
+    assert record.truncated == 1
+    assert outputs.table(output)["truncated"].to_pylist() == [True, False]
+
+
+def test_a_vector_that_is_not_finite_is_rejected_alone(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", "bert")
+    weights = load_file(model / "model.safetensors")
+    vocabulary = json.loads((model / "tokenizer.json").read_text())["model"]["vocab"]
+    weights["embeddings.word_embeddings.weight"][vocabulary["z"]] = torch.nan
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    attempts, output = Counts(), str(tmp_path / "out")
+    record = process(worker_on(model, output, attempts), unit_of(tmp_path / "in", ["one", "z", "three"]), attempts)
+    assert (record.rejected, record.error) == (1, "")
+    assert outputs.table(output)["id"].to_pylist() == [0, 2]
+    [rejected] = outputs.control(output, "rejected").to_pylist()
+    assert (rejected["row_index"], rejected["id"], rejected["reason"]) == (1, "1", "the model gives a non-finite vector")
+
+
+def test_a_unit_that_keeps_failing_is_set_aside(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "data").write_text("a file where a folder must be")
+    attempts = Counts()
+    record = process(worker_on(tiny_model, str(tmp_path / "out"), attempts), unit_of(tmp_path / "in", ["one"]), attempts)
+    assert "set aside after 3 attempts" in record.error
+    assert "data" in record.error
+
+
+def test_a_unit_whose_process_died_is_tried_again_but_not_for_ever(tiny_model: Path, tmp_path: Path) -> None:
+    attempts, output = Counts(), str(tmp_path / "out")
+    unit = unit_of(tmp_path / "in", ["one"])
+    worker = worker_on(tiny_model, output, attempts)
+    attempts.counts[unit.id] = 3
+    assert "its worker process died each time (set aside after 3 attempts)" in process(worker, unit, attempts).error
+    assert outputs.shards(output) == {}
+    attempts.counts[f"read {unit.id}"] = 3
+    assert "its reader died 3 times" in process(worker, unit, attempts).error
+
+
+def test_a_unit_that_was_put_before_its_process_died_is_not_put_again(tiny_model: Path, tmp_path: Path) -> None:
+    attempts, output = Counts(), str(tmp_path / "out")
+    unit = unit_of(tmp_path / "in", ["one", None])
+    worker = worker_on(tiny_model, output, attempts)
+    first = process(worker, unit, attempts)
+    before = outputs.versions(output)
+    attempts.counts[unit.id] = 1
+    again = process(worker, unit, attempts)
+    assert outputs.versions(output) == before
+    assert (again.rows, again.rejected, again.tokens, again.error) == (first.rows, first.rejected, first.tokens, "")
+
+
+@pytest.mark.parametrize("change", ["replace", "remove"])
+def test_units_of_an_old_listing_never_mix_with_new_bytes(change: str, tiny_model: Path, tmp_path: Path) -> None:
+    attempts, output = Counts(), str(tmp_path / "out")
+    unit = unit_of(tmp_path / "in", ["one", "two"])
+    if change == "replace":
+        unit_of(tmp_path / "in", ["two", "one"])
+    else:
+        (tmp_path / "in" / "a.parquet").unlink()
+    record = process(worker_on(tiny_model, output, attempts), unit, attempts)
+    assert "a.parquet" in record.error
+    assert outputs.shards(output) == {}
