@@ -37,6 +37,8 @@ _SINGLE_PUT_BYTES = 2**31
 """s3fs cuts larger values into parts; below this one PUT makes the object visible, and nothing is left behind by a death."""
 
 _PERMANENT_ERRNOS = frozenset({errno.EINVAL, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EPERM, errno.ENAMETOOLONG, errno.EMSGSIZE})
+_RETRY_WAIT = wait_random_exponential(multiplier=0.25, max=10)
+"""Seconds between tries, jittered so that many workers do not come back at once."""
 WRONG_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 """There is no such file, folder or bucket, or a file where a folder must be."""
 _NETWORK_TYPES = (EndpointError, HTTPClientError, HttpClientError, MetadataRetrievalError, ResponseParserError, TimeoutError)
@@ -94,7 +96,7 @@ def with_retries(action: Callable[[], T], *, attempts: int = 4) -> T:
     """The result of `action`, tried again with jittered exponential waits while its error is transient."""
     retrying = Retrying(
         stop=stop_after_attempt(attempts),
-        wait=wait_random_exponential(multiplier=0.25, max=10),
+        wait=_RETRY_WAIT,
         retry=retry_if_exception(is_transient),
         before_sleep=before_sleep_log(log, logging.DEBUG),
         reraise=True,
@@ -269,19 +271,17 @@ class LocalStorage(Storage):
                 with self._locked(name):
                     current = self.read_version(name)
                     if current is None or current[1] != version:
-                        return False
+                        return current is not None and current[0] == data
                     temporary.replace(self.path(name))
                     return True
             except FileNotFoundError:
                 return False
 
     def delete(self, names: Sequence[str]) -> None:
-        """See Storage.delete; folders that become empty go too, up to the root."""
+        """See Storage.delete. Empty folders stay: another process may be about to put something into them."""
         with explained(f"deleting {self.url}/{names[0] if names else ''}"):
             for name in names:
                 Path(self.path(name)).unlink(missing_ok=True)
-            for folder in sorted({Path(self.path(name)).parent for name in names}, key=lambda path: -len(path.parts)):
-                _remove_if_empty(folder, Path(self._root))
 
     @contextmanager
     def _temporary(self, name: str, data: bytes) -> Iterator[Path]:
@@ -319,15 +319,6 @@ def _files_below(root: Path, prefix: str) -> Iterator[tuple[str, int]]:
             path = Path(folder, name)
             with suppress(FileNotFoundError):
                 yield path.relative_to(root).as_posix(), path.stat().st_size
-
-
-def _remove_if_empty(folder: Path, root: Path) -> None:
-    while folder != root and folder.is_relative_to(root):
-        try:
-            folder.rmdir()
-        except OSError:  # not empty, or already gone: either way it is not ours to remove
-            return
-        folder = folder.parent
 
 
 def _error_code(error: BaseException) -> str:

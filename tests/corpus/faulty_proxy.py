@@ -1,0 +1,106 @@
+"""An HTTP proxy before the S3 server that does to single requests what networks and busy stores do."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+ANSWERS = {
+    "slow down": (503, "SlowDown"),
+    "internal error": (500, "InternalError"),
+    "conflict": (409, "ConditionalRequestConflict"),
+    "denied": (403, "AccessDenied"),
+    "expired": (400, "ExpiredToken"),
+}
+"""Faults that are answers: status and S3 error code. The others are `reset` (no answer), `lose reply` (the request is carried
+out, the answer is not) and `truncate` (half of the body)."""
+
+
+class FaultyProxy(ThreadingHTTPServer):
+    """Passes requests on, but for each fault in `faults`: the next request meets the first of them."""
+
+    daemon_threads = True
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.upstream = urlsplit(endpoint).netloc
+        self.faults: deque[str] = deque()
+        self.requests: list[str] = []
+        """Method and path of each request, in order of arrival."""
+
+    @property
+    def endpoint(self) -> str:
+        """URL that clients use."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+@contextmanager
+def faulty_proxy(endpoint: str) -> Iterator[FaultyProxy]:
+    """A proxy before `endpoint`, as long as the block runs."""
+    with FaultyProxy(endpoint) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield proxy
+        finally:
+            proxy.shutdown()
+            thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FaultyProxy
+
+    def _do(self) -> None:
+        self.server.requests.append(f"{self.command} {urlsplit(self.path).path}")
+        fault = self.server.faults.popleft() if self.server.faults else ""
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if fault == "reset":
+            self._hang_up()
+        elif fault in ANSWERS:
+            status, code = ANSWERS[fault]
+            self._answer(status, {}, f"<Error><Code>{code}</Code><Message>{fault}</Message></Error>".encode())
+        else:
+            self._pass_on(fault, body)
+
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _do  # noqa: N815
+
+    def log_message(self, *_: Any) -> None:
+        """The tests' output stays clean."""
+
+    def _pass_on(self, fault: str, body: bytes) -> None:
+        upstream = http.client.HTTPConnection(self.server.upstream, timeout=30)
+        upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():  # Host as it came: the signature covers it
+            upstream.putheader(name, value)
+        upstream.endheaders(body)
+        answer = upstream.getresponse()
+        data = answer.read()
+        upstream.close()
+        if fault == "lose reply":
+            self._hang_up()
+            return
+        headers = {name: value for name, value in answer.getheaders() if name.lower() not in ("connection", "transfer-encoding")}
+        self._answer(answer.status, {"Content-Length": str(len(data)), **headers}, data[: len(data) // 2] if fault == "truncate" else data)
+        if fault == "truncate":
+            self._hang_up()
+
+    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response_only(status)
+        for name, value in ({"Content-Length": str(len(body))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_RDWR)
