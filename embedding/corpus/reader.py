@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 
 from embedding.corpus.plan import SourceLayout, Unit
 from embedding.corpus.sources import Source, open_source, require_unchanged
-from embedding.corpus.storage import explained
+from embedding.corpus.storage import explained, with_retries
 from embedding.errors import CorpusError, SourceChangedError, SourceError
 
 _FOOTER_THREADS = 32
 _BATCH_ROWS = 16_384
+_READ_ATTEMPTS = 3
+"""Tries of a whole read, where a fault outlasts the tries of its requests."""
 _PREFETCH_BYTES = 256 * 2**20
 """Files up to this size have the wanted column chunks fetched whole and ahead; larger ones are streamed: bounded memory."""
 _STREAM_BYTES = 8 * 2**20
@@ -66,8 +68,7 @@ def read_layout(source: Source, columns: Columns) -> SourceLayout:
         CorpusError: the file is corrupt, lacks a column, or its text column holds no text.
     """
     try:
-        with _parquet(source) as file:
-            schema, metadata = file.schema_arrow, file.metadata
+        schema, metadata = with_retries(lambda: _read_footer(source), attempts=_READ_ATTEMPTS)
     except SourceError as error:
         raise CorpusError(str(error)) from error
     for column in columns.all:
@@ -78,6 +79,11 @@ def read_layout(source: Source, columns: Columns) -> SourceLayout:
         remedy = f"string columns are {', '.join(others)}" if others else "the file has no string column"
         raise CorpusError(f"{source.uri}: column {columns.text!r} is {field.type}, not string; {remedy}")
     return SourceLayout(source, tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)))
+
+
+def _read_footer(source: Source) -> tuple[pa.Schema, pq.FileMetaData]:
+    with _parquet(source) as file:
+        return file.schema_arrow, file.metadata
 
 
 def require_column(schema: pa.Schema, column: str, uri: str) -> None:
@@ -108,6 +114,10 @@ def read_unit(unit: Unit, columns: Columns) -> UnitRows:
         SourceError: the file cannot be decoded.
         StorageError: the store does not answer.
     """
+    return with_retries(lambda: _read_unit(unit, columns), attempts=_READ_ATTEMPTS)
+
+
+def _read_unit(unit: Unit, columns: Columns) -> UnitRows:
     with _parquet(unit.source) as file:
         table = _read_rows(file, unit.first_row, unit.num_rows, columns.all)
         if table.num_rows != unit.num_rows:

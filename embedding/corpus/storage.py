@@ -84,7 +84,9 @@ def open_storage(url: str, *, temporary_folder: str | None = None) -> Storage:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether trying the same request again can help: throttling, time-outs, resets, server errors."""
+    """Whether trying the same request again can help: throttling, time-outs, resets, server errors, or a StorageError about them."""
+    if isinstance(error, StorageError) and error.__cause__ is not None:
+        return is_transient(error.__cause__)
     if isinstance(error, (*WRONG_PATH, PermissionError)):
         return False
     if isinstance(error, OSError):

@@ -7,7 +7,6 @@ import os
 import resource
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +19,7 @@ import s3fs
 from tenacity import wait_none
 
 from embedding.corpus import storage as storage_module
-from embedding.corpus.reader import Columns, read_unit
+from embedding.corpus.reader import Columns, read_layout, read_unit
 from embedding.corpus.storage import Storage, explained, is_transient, open_storage, with_retries
 from embedding.errors import ConfigError, EmbeddingJobError, StorageError
 from tests.corpus.faulty_proxy import FaultyProxy, faulty_proxy
@@ -142,16 +141,25 @@ def test_a_refusal_is_not_tried_again(fault: str, storage: Storage, proxy: Fault
 
 
 @pytest.mark.parametrize("fault", ["reset", "truncate", "slow down", "internal error"])
-def test_a_unit_is_read_through_faults_or_refused_but_not_called_damaged(fault: str, s3: S3Server, proxy: FaultyProxy) -> None:
-    corpus = plain(rows=20, files=1)
+def test_a_source_is_read_through_faults_at_any_request(fault: str, s3: S3Server, proxy: FaultyProxy) -> None:
+    corpus, columns = plain(rows=20, files=1), Columns("text")
     source = put_source(s3.folder(), corpus.files["part-0.parquet"])
-    read_unit(whole(source, 20), Columns("text"))
-    usual = len(proxy.requests)
-    for position in range(usual):
-        proxy.faults.extend([""] * position + [fault])
-        with suppress(StorageError):  # and no other
-            assert read_unit(whole(source, 20), Columns("text")).text.to_pylist() == [row["text"] for row in corpus.rows]
+    proxy.requests.clear()
+    read_layout(source, columns)
+    read_unit(whole(source, 20), columns)
+    for position in range(len(proxy.requests)):
+        proxy.faults.extend([""] * position + [fault] * 3)
+        assert read_layout(source, columns).num_rows == 20
+        assert read_unit(whole(source, 20), columns).text.to_pylist() == [row["text"] for row in corpus.rows]
         proxy.faults.clear()
+
+
+def test_a_source_whose_store_fails_is_not_called_damaged(s3: S3Server, proxy: FaultyProxy) -> None:
+    source = put_source(s3.folder(), plain(rows=20, files=1).files["part-0.parquet"])
+    proxy.faults.extend([""] * 4 + ["internal error"] * 200)
+    for read in (lambda: read_unit(whole(source, 20), Columns("text")), lambda: read_layout(source, Columns("text"))):
+        with pytest.raises(StorageError, match=rf"ing {source.uri} failed: .*; run the same command again to go on$"):
+            read()
 
 
 @pytest.mark.usefixtures("fresh_clients")
@@ -240,6 +248,12 @@ def test_a_value_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
     assert storage.list("") == {"data/a": 3}
 
 
+def told_of(cause: Exception) -> StorageError:
+    error = StorageError("reading a failed")
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "transient"),
     [
@@ -261,6 +275,9 @@ def test_a_value_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
         (NotADirectoryError(), False),
         (botocore.exceptions.NoCredentialsError(), False),
         (botocore.exceptions.ParamValidationError(report="Invalid bucket name"), False),
+        (told_of(TimeoutError()), True),
+        (told_of(OSError(errno.ENOSPC, "No space left on device")), False),
+        (StorageError("not about a request"), False),
         (ValueError("a mistake of ours"), False),
         (KeyboardInterrupt(), False),
     ],
