@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -12,6 +13,8 @@ import pyarrow.parquet as pq
 
 from embedding.corpus.plan import Unit
 from embedding.corpus.storage import Storage
+
+log = logging.getLogger(__name__)
 
 _FOLDER = "_control/records"
 
@@ -105,8 +108,12 @@ def read_ledger(storage: Storage) -> dict[str, CommitRecord]:
     """The last record of every unit, by unit id, over all runs of the output (segment names sort by time)."""
     records: dict[str, CommitRecord] = {}
     for name in storage.list(_FOLDER):
-        if (data := storage.read(name)) is not None:
+        if (data := storage.read(name)) is None:
+            continue
+        try:
             records |= {record.unit: record for record in records_from_table(pq.read_table(pa.BufferReader(data)))}
+        except (pa.ArrowException, OSError, TypeError, ValueError) as error:  # damaged, or of another version of this package
+            log.warning("%s/%s is left out of the ledger, footers of shards stand in for it: %s", storage.url, name, error)
     return records
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,8 +20,8 @@ import pyarrow as pa
 from embedding.corpus.ledger import CommitRecord, parquet_bytes, read_ledger
 from embedding.corpus.plan import Unit
 from embedding.corpus.shard import shard_footer
-from embedding.corpus.storage import TEMPORARY, open_storage
-from embedding.errors import ConfigError, SettingsChangedError
+from embedding.corpus.storage import TEMPORARY, explained, is_of_store, open_storage
+from embedding.errors import ConfigError, SettingsChangedError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ SUCCESS = "_SUCCESS"
 DATA = "data"
 MANIFEST = "_control/manifest.parquet"
 _JOB = "_control/job.json"
+_REJECTED = "_control/rejected"
 _SHARD_NAME = re.compile(r"-\d{10,}-([0-9a-f]{16})\.parquet$")
 _FOOTER_THREADS = 32
 
@@ -121,56 +122,53 @@ class Output:
         self.storage.delete([SUCCESS])
 
     def complete(self, units: Sequence[Unit], committed: Mapping[str, int]) -> None:
-        """Remove what no unit claims, write the manifest, and put `_SUCCESS` last of all."""
-        self.remove_stale({unit.shard for unit in units}, committed)
-        self.storage.put(MANIFEST, parquet_bytes(self.manifest(units, committed)))
+        """Remove what no unit claims, write the manifest, and put `_SUCCESS` last of all.
+
+        Raises:
+            StorageError: a unit's shard is not there, or is not what was put there.
+        """
+        missing = [unit.shard for unit in units if unit.shard not in committed]
+        if missing:
+            raise StorageError(f"{self.url} lost {len(missing)} shards, {missing[0]} first; run the same command again to make them anew")
+        records = self.records(units, committed)
+        self._remove_unclaimed(units, committed, records)
+        self.storage.put(MANIFEST, parquet_bytes(manifest(units, committed, records)))
         self.storage.put(SUCCESS, b"")
 
-    def remove_stale(self, claimed: Collection[str], committed: Iterable[str]) -> None:
-        """Delete shards of sources that changed or went, and files that died processes left unfinished."""
+    def _remove_unclaimed(self, units: Sequence[Unit], committed: Iterable[str], records: Mapping[str, CommitRecord]) -> None:
+        """Delete shards of sources that changed or went, lists of rows that are not rejected (any more), and unfinished files."""
+        claimed = {unit.shard for unit in units}
         stale = [name for name in committed if name not in claimed]
         if stale:
             log.info("removing %d shards whose source rows changed or are gone", len(stale))
         self.storage.delete(stale)
-        self.storage.delete([rejected_name(match[1]) for name in stale if (match := _SHARD_NAME.search(name))])
+        listed = {rejected_name(unit.id) for unit in units if records[unit.id].rejected}
+        self.storage.delete([name for name in self.storage.list(_REJECTED) if name not in listed])
         self.storage.delete(list(self.storage.list(TEMPORARY)))
 
-    def manifest(self, units: Sequence[Unit], committed: Mapping[str, int]) -> pa.Table:
-        """One row a shard, in input order."""
-        records = self.records(units)
-        rows = []
-        for unit in units:
-            record = records[unit.id]
-            rows.append(
-                {
-                    "shard": unit.shard,
-                    "unit": unit.id,
-                    "source": unit.source.uri,
-                    "source_version": unit.source.version,
-                    "first_row": unit.first_row,
-                    "source_rows": unit.num_rows,
-                    "rows": record.rows - record.rejected,
-                    "rejected": record.rejected,
-                    "tokens": record.tokens,
-                    "truncated": record.truncated,
-                    "bytes": committed[unit.shard],
-                }
-            )
-        return pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
+    def records(self, units: Iterable[Unit], committed: Mapping[str, int]) -> dict[str, CommitRecord]:
+        """A record of every committed unit, by unit id.
 
-    def records(self, units: Iterable[Unit]) -> dict[str, CommitRecord]:
-        """A record of every committed unit, by unit id; one that a dead driver never appended is read from the shard's footer."""
-        ledger = {unit: record for unit, record in read_ledger(self.storage).items() if not record.error}
-        lost = [unit for unit in units if unit.id not in ledger]
+        One that a dead driver never appended is read from the shard's footer, and so is one of an earlier, other shard.
+        """
+        ledger = read_ledger(self.storage)
+        records = {unit.id: ledger[unit.id] for unit in units if unit.id in ledger}
+        lost = [unit for unit in units if unit.id not in records or records[unit.id].bytes != committed[unit.shard]]
         with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-            return ledger | {record.unit: record for record in pool.map(self._record_from_footer, lost)}
+            return records | {record.unit: record for record in pool.map(self._record_from_footer, lost)}
 
     def committed_record(self, unit: Unit) -> CommitRecord | None:
         """The record of the unit if its shard is in place."""
         return self._record_from_footer(unit) if self.storage.exists(unit.shard) else None
 
     def _record_from_footer(self, unit: Unit) -> CommitRecord:
-        return CommitRecord.of(unit, **shard_footer(self.storage.open(unit.shard))["record"])
+        with explained(f"reading {self.url}/{unit.shard}"):
+            try:
+                return CommitRecord.of(unit, **shard_footer(self.storage.open(unit.shard))["record"])
+            except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+                if is_of_store(error):
+                    raise
+                raise StorageError(f"{self.url}/{unit.shard} is no whole shard; delete it and run the same command again") from error
 
     def clear(self) -> None:
         """Delete everything of the job; the settings go last, so that an interrupted clearing can not be resumed by mistake."""
@@ -201,6 +199,29 @@ MANIFEST_SCHEMA = pa.schema(
 )
 
 
+def manifest(units: Iterable[Unit], committed: Mapping[str, int], records: Mapping[str, CommitRecord]) -> pa.Table:
+    """One row a shard, in input order."""
+    rows = []
+    for unit in units:
+        record = records[unit.id]
+        rows.append(
+            {
+                "shard": unit.shard,
+                "unit": unit.id,
+                "source": unit.source.uri,
+                "source_version": unit.source.version,
+                "first_row": unit.first_row,
+                "source_rows": unit.num_rows,
+                "rows": record.rows - record.rejected,
+                "rejected": record.rejected,
+                "tokens": record.tokens,
+                "truncated": record.truncated,
+                "bytes": committed[unit.shard],
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
+
+
 def rejected_name(unit_id: str) -> str:
     """Where a unit's rejected rows are listed."""
-    return f"_control/rejected/{unit_id}.parquet"
+    return f"{_REJECTED}/{unit_id}.parquet"

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from embedding.corpus.plan import SourceLayout, Unit
 from embedding.corpus.sources import Source, open_source, require_unchanged
-from embedding.corpus.storage import explained, with_retries
+from embedding.corpus.storage import explained, is_of_store, with_retries
 from embedding.errors import CorpusError, SourceChangedError, SourceError
 
 _FOOTER_THREADS = 32
@@ -165,14 +165,9 @@ def _parquet(source: Source) -> Iterator[pq.ParquetFile]:
             require_unchanged(source)
             if type(error).__name__ == "FileExpired":  # s3fs: a ranged read's If-Match failed, though the old bytes are back by now
                 raise SourceChangedError(f"{source.uri} was replaced while it was read; run again to plan it anew") from error
-            if _is_of_store(error):
+            if is_of_store(error):
                 raise
             raise SourceError(f"{source.uri} is no readable Parquet file: {_first_line(error)}") from error
-
-
-def _is_of_store(error: Exception) -> bool:
-    """Whether a store raised it; Arrow's own input errors are plain OSErrors without a number."""
-    return isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None)
 
 
 def _first_line(error: BaseException) -> str:

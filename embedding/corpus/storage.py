@@ -106,6 +106,11 @@ def with_retries(action: Callable[[], T], *, attempts: int = 4) -> T:
     return retrying(action)
 
 
+def is_of_store(error: Exception) -> bool:
+    """Whether a store raised it while Arrow read a file; Arrow's own input errors are plain OSErrors without a number."""
+    return isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None)
+
+
 @contextmanager
 def explained(doing: str) -> Iterator[None]:
     """Turns what a store raises into one sentence that begins with `doing`.
