@@ -15,7 +15,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from embedding.config import JobConfig
-from embedding.model import Embedder, resolve_model
+from embedding.model.embedder import Embedder
+from embedding.model.spec import resolve_model
 
 QUESTIONS = (
     "how do I parse a date from a string?",

@@ -22,7 +22,6 @@ from embedding.corpus.plan import Unit
 from embedding.corpus.reader import Columns, UnitRows, read_unit, text_faults
 from embedding.corpus.shard import select_rows, shard_bytes, shard_table, source_columns
 from embedding.errors import EmbeddingJobError
-from embedding.model.embedder import Embedder
 from embedding.model.spec import ModelSpec
 from embedding.run.exchange import decode_rows, decode_unit, encode_rows, read_result
 
@@ -78,6 +77,8 @@ class EmbeddingWorker:
     """Holds one copy of the model; called with one unit at a time by up to two threads."""
 
     def __init__(self, job: WorkerJob, attempts: Attempts) -> None:
+        from embedding.model.embedder import Embedder  # half of the driver's start-up time, which only workers need to spend
+
         self._job = job
         self._attempts = attempts
         self._output = Output(job.output)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from embedding.errors import ModelError
-from embedding.model import Embedder
+from embedding.model.embedder import Embedder
 from embedding.model.encoder import Encoder, PackedBatch
 from tests.model.tiny import TEXTS, WIDTH, save_model, spec_of, write_json
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
 
-from embedding.model import Embedder
+from embedding.model.embedder import Embedder
 from tests.model.tiny import FAMILIES, TEXTS, save_model, spec_of
 
 NOT_PACKABLE = {"mpnet", "t5"}

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from embedding.config import DEFAULT_MODEL, JobConfig
 from embedding.errors import ModelError
-from embedding.model import Embedder, resolve_model
+from embedding.model.embedder import Embedder
+from embedding.model.spec import resolve_model
 from tests.model.tiny import POSITIONS, WIDTH, save_model, spec_of, write_json
 
 

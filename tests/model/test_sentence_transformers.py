@@ -16,7 +16,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
 from embedding.config import DEFAULT_MODEL, JobConfig
-from embedding.model import Embedder, ModelSpec, resolve_model
+from embedding.model.embedder import Embedder
+from embedding.model.spec import ModelSpec, resolve_model
 from tests.model.tiny import TEXTS, WIDTH, save_model, spec_of, write_json
 
 MODES = {

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from embedding.config import JobConfig
-from embedding.model import ModelSpec, resolve_model
+from embedding.model.spec import ModelSpec, resolve_model
 
 VOCABULARY = 400
 POSITIONS = 160

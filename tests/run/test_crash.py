@@ -17,11 +17,19 @@ ROWS, UNIT_ROWS = 400, 5
 UNITS = ROWS // UNIT_ROWS
 
 
-@pytest.fixture
-def arguments(storage_root: str, tiny_model: Path) -> list[str]:
+@pytest.fixture(scope="module")
+def arguments(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The same command each time, but for its output."""
-    source = corpora.plain(rows=ROWS, files=4, row_group_rows=20).write(f"{storage_root}/in")
+    source = corpora.plain(rows=ROWS, files=4, row_group_rows=20).write(tmp_path_factory.mktemp("corpus"))
     return ["--input", source, "--id-column", "id", "--unit-rows", str(UNIT_ROWS), "--model", str(tiny_model), "--progress", "log"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(arguments: list[str], ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The output of a run that nothing happened to."""
+    output = str(tmp_path_factory.mktemp("undisturbed"))
+    run_job(*arguments, "--output", output, env=ray_cluster.environment())
+    return output
 
 
 def has_shards(output: str, count: int) -> Callable[[], bool]:
@@ -33,10 +41,8 @@ def has_file(output: str, name: str) -> Callable[[], bool]:
     return lambda: bool(fs.exists(f"{path}/{name}"))
 
 
-def test_killed_drivers(arguments: list[str], storage_root: str, ray_cluster: RayCluster) -> None:
-    env = ray_cluster.environment()
-    undisturbed, output = f"{storage_root}/undisturbed", f"{storage_root}/out"
-    run_job(*arguments, "--output", undisturbed, env=env)
+def test_killed_drivers(arguments: list[str], undisturbed: str, storage_root: str, ray_cluster: RayCluster) -> None:
+    env, output = ray_cluster.environment(), f"{storage_root}/out"
     moments = [
         has_file(output, "_control/job.json"),
         has_shards(output, 1),
@@ -65,10 +71,8 @@ def test_killed_drivers(arguments: list[str], storage_root: str, ray_cluster: Ra
     assert manifests[0] == manifests[1]
 
 
-def test_killed_workers(arguments: list[str], storage_root: str, ray_cluster: RayCluster) -> None:
-    env = ray_cluster.environment()
-    undisturbed, output = f"{storage_root}/undisturbed", f"{storage_root}/out"
-    run_job(*arguments, "--output", undisturbed, env=env)
+def test_killed_workers(arguments: list[str], undisturbed: str, storage_root: str, ray_cluster: RayCluster) -> None:
+    env, output = ray_cluster.environment(), f"{storage_root}/out"
     with start_job(*arguments, "--output", output, env=env) as job:
         victims: list[psutil.Process] = []
         for count in (1, UNITS // 4):
@@ -88,10 +92,10 @@ def is_released(output: str) -> bool:
 
 @pytest.mark.parametrize(("stop", "exit_code"), [(RunningJob.terminate, 143), (RunningJob.interrupt, 130)])
 def test_a_stopped_run_lets_go_of_the_output(
-    stop: Callable[[RunningJob], object], exit_code: int, embed_arguments: list[str], tmp_path: Path, ray_cluster: RayCluster
+    stop: Callable[[RunningJob], object], exit_code: int, arguments: list[str], tmp_path: Path, ray_cluster: RayCluster
 ) -> None:
     output = str(tmp_path / "out")
-    with start_job(*embed_arguments, "--output", output, env=ray_cluster.environment()) as job:
+    with start_job(*arguments, "--output", output, env=ray_cluster.environment()) as job:
         job.wait_until(has_shards(output, 3), what="three shards")
         stop(job)
         result = job.wait()
@@ -100,15 +104,15 @@ def test_a_stopped_run_lets_go_of_the_output(
     assert "Traceback" not in result.stderr
     [summary] = [name for name in outputs.files(output) if name.endswith("summary.json")]
     assert outputs.document(output, summary)["status"] == "interrupted"
-    assert outputs.document(output, summary)["units_done"] == outputs.control(output, "records").num_rows
     done = len(outputs.shards(output))
+    assert outputs.document(output, summary)["units_done"] <= done  # a record follows its shard
     assert 3 <= done < UNITS
-    assert run_job(*embed_arguments, "--output", output, env=ray_cluster.environment()).summary["units_done"] == UNITS - done
+    assert run_job(*arguments, "--output", output, env=ray_cluster.environment()).summary["units_done"] == UNITS - done
 
 
-def test_two_runs_on_one_output(embed_arguments: list[str], tmp_path: Path, ray_cluster: RayCluster) -> None:
+def test_two_runs_on_one_output(arguments: list[str], tmp_path: Path, ray_cluster: RayCluster) -> None:
     output = str(tmp_path / "out")
-    command = [*embed_arguments, "--output", output, "--lease-seconds", "9"]
+    command = [*arguments, "--output", output, "--lease-seconds", "9"]
     with start_job(*command, env=ray_cluster.environment()) as first:
         first.wait_until(has_file(output, "_control/lease.json"), what="the first run's lease")
         second = run_job(*command, env=ray_cluster.environment(), check=4)
@@ -116,11 +120,3 @@ def test_two_runs_on_one_output(embed_arguments: list[str], tmp_path: Path, ray_
         assert "Traceback" not in second.stderr
         assert first.wait().exit_code == 0
     assert len(outputs.shards(output)) == UNITS
-
-
-@pytest.fixture
-def embed_arguments(tmp_path: Path, tiny_model: Path) -> list[str]:
-    """A command on the local disk that is slow enough to be met in the middle: long texts."""
-    corpus = corpora.plain(rows=ROWS, files=4, row_group_rows=20)
-    source = corpus.write(tmp_path / "in")
-    return ["--input", source, "--id-column", "id", "--unit-rows", str(UNIT_ROWS), "--model", str(tiny_model), "--progress", "log"]

@@ -11,7 +11,8 @@ import pytest
 
 from embedding import JobConfig
 from embedding.errors import ConfigError, CorpusError, SettingsChangedError
-from embedding.model import Embedder, resolve_model
+from embedding.model.embedder import Embedder
+from embedding.model.spec import resolve_model
 from tests.run.conftest import Embed
 from tests.support import corpora, outputs
 from tests.support.s3_server import S3Server

@@ -16,7 +16,7 @@ from embedding.corpus.ledger import CommitRecord, records_from_table
 from embedding.corpus.plan import Unit, plan_units
 from embedding.corpus.reader import Columns, read_layouts
 from embedding.corpus.sources import list_sources
-from embedding.model import resolve_model
+from embedding.model.spec import resolve_model
 from embedding.run.exchange import encode_unit
 from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
 from tests.model.tiny import save_model

@@ -1,0 +1,31 @@
+"""The demo corpus, whole: the vectors are sentence-transformers' own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.dataset as ds
+from sentence_transformers import SentenceTransformer
+
+from tests.support import outputs
+from tests.support.job import run_job
+from tests.support.ray_cluster import RayCluster
+
+
+def test_every_vector_is_that_of_sentence_transformers(
+    demo_corpus: Path, packaged_model: Path, ray_cluster: RayCluster, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "out")
+    run_job(
+        "--input", demo_corpus, "--output", output, "--id-column", "id", "--keep-columns", "module", "text", env=ray_cluster.environment()
+    )
+    found = outputs.table(output)
+    source = ds.dataset(demo_corpus).to_table(columns=["id", "module", "text"])
+    assert found.select(["id", "module", "text"]).to_pylist() == source.to_pylist()
+
+    vectors = found["embedding"].combine_chunks().flatten().to_numpy().reshape(found.num_rows, -1)
+    model = SentenceTransformer(str(packaged_model), device="cpu")
+    expected = np.asarray(model.encode(source["text"].to_pylist(), batch_size=16))
+    cosines = np.sum(vectors * expected, axis=1) / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(expected, axis=1))
+    assert cosines.min() >= 0.99999
