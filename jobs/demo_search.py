@@ -35,8 +35,9 @@ def search(vectors: Path, *questions: str, top: int = 3) -> None:
     """
     questions = questions or QUESTIONS
     rows = pq.read_table(vectors / "data", columns=["id", "module", "text", "embedding"]).combine_chunks()
-    embedder = Embedder(resolve_model(JobConfig(input=(str(vectors),), output=str(vectors)), precision="fp32"))
-    questions_QD = embedder.embed(embedder.tokenize(questions), embedder.default_batch_tokens()).vectors_RD
+    spec = resolve_model(JobConfig(input=(str(vectors),), output=str(vectors)), precision="fp32")
+    embedder = Embedder(spec, device="cpu")
+    questions_QD = embedder.embed(embedder.tokenize(questions), spec.max_tokens).vectors_RD
     scores_QR = questions_QD @ matrix(rows["embedding"]).T
     for question, scores_R in zip(questions, scores_QR, strict=True):
         nearest = np.argsort(-scores_R, kind="stable")[:top]

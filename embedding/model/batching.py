@@ -9,6 +9,14 @@ import numpy.typing as npt
 
 Int64Array = npt.NDArray[np.int64]
 
+_BATCH_TOKENS = {"cpu": 2048, "cuda": 131_072}
+"""On CPUs the hidden states of a layer then stay in the cache; a GPU needs some ten thousand tokens to be busy."""
+
+
+def default_batch_tokens(device_type: str, max_tokens: int) -> int:
+    """A batch that keeps a device of that type (cpu, cuda) busy; never below one text of `max_tokens`."""
+    return max(_BATCH_TOKENS.get(device_type, _BATCH_TOKENS["cpu"]), max_tokens)
+
 
 def longest_first(lengths_R: Int64Array) -> Int64Array:
     """Row numbers by falling length, equal lengths in row order, so that the same rows always form the same batches."""

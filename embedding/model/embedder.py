@@ -26,9 +26,6 @@ from embedding.model.tokenizer import TokenizedTexts, Tokenizer
 
 log = logging.getLogger(__name__)
 
-_BATCH_TOKENS = {"cpu": 2048, "cuda": 131_072}
-"""On CPUs the hidden states of a layer then stay in the cache; a GPU needs some ten thousand tokens to be busy."""
-
 
 @dataclass(frozen=True)
 class EmbeddedTexts:
@@ -82,10 +79,6 @@ class Embedder:
             "tokenized_by": "nanotoken" if self._tokenizer.is_fast else "tokenizers",
             "batches": "packed" if self.packed else f"padded: {self._encoder.reason}",
         }
-
-    def default_batch_tokens(self) -> int:
-        """A batch that keeps the device busy; never below one text of max_tokens."""
-        return max(_BATCH_TOKENS.get(self._device.type, _BATCH_TOKENS["cpu"]), self._spec.max_tokens)
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Token ids of the texts. Safe to call from several threads, also while `embed` runs."""

@@ -21,12 +21,13 @@ from embedding.config import JobConfig, explain
 from embedding.errors import ConfigError, EmbeddingJobError, ExitCode, Terminated
 from embedding.run.progress import log_to_stderr
 
-_HELP = """Give every row of a Parquet corpus a vector, on one laptop or a thousand GPUs.
-
-Every option can also stand in a YAML file (--config; same names with underscores) or in the environment
-(EMBED_BATCH_TOKENS for --batch-tokens). The command line wins over the environment, the environment over the file.
-The last line on stdout is a JSON summary. Exit codes: 0 complete or nothing to do, 1 crashed (run it again),
-2 usage or configuration, 3 finished with failed units, 4 another run holds the output, 130/143 interrupted."""
+_HELP = " ".join(
+    """Give every row of a Parquet corpus a vector, on one laptop or a thousand GPUs.
+    Every option can also stand in a YAML file (--config; same names with underscores) or in the environment
+    (EMBED_BATCH_TOKENS for --batch-tokens); the command line wins over the environment, the environment over the file.
+    The last line on stdout is a JSON summary. Exit codes: 0 complete or nothing to do, 1 crashed (run it again),
+    2 usage or configuration, 3 finished with failed units, 4 another run holds the output, 130/143 interrupted.""".split()
+)
 
 
 def main(argv: list[str] | None = None) -> Never:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from embedding.config import JobConfig, Precision
 from embedding.corpus.output import JobSettings
 from embedding.corpus.reader import Columns
+from embedding.model.batching import default_batch_tokens
 from embedding.model.spec import ModelSpec
 
 _LIBRARIES = ("embed-corpus", "ray", "torch", "transformers", "tokenizers", "pyarrow")
@@ -17,12 +18,11 @@ _LIBRARIES = ("embed-corpus", "ray", "torch", "transformers", "tokenizers", "pya
 class _Defaults:
     precision: Precision
     unit_rows: int
-    batch_tokens: int
 
 
 _DEFAULTS = {
-    "cuda": _Defaults("bf16", unit_rows=65_536, batch_tokens=65_536),
-    "cpu": _Defaults("fp32", unit_rows=2_048, batch_tokens=4_096),
+    "cuda": _Defaults("bf16", unit_rows=65_536),
+    "cpu": _Defaults("fp32", unit_rows=2_048),
 }
 
 
@@ -38,10 +38,9 @@ def columns_of(config: JobConfig) -> Columns:
 
 def first_choices(config: JobConfig, model: ModelSpec, device: str) -> dict[str, int]:
     """What shapes units and batches, chosen for a new output; later runs keep it."""
-    defaults = _DEFAULTS[device]
     return {
-        "unit_rows": defaults.unit_rows if config.unit_rows == "auto" else config.unit_rows,
-        "batch_tokens": max(defaults.batch_tokens, model.max_tokens) if config.batch_tokens == "auto" else config.batch_tokens,
+        "unit_rows": _DEFAULTS[device].unit_rows if config.unit_rows == "auto" else config.unit_rows,
+        "batch_tokens": default_batch_tokens(device, model.max_tokens) if config.batch_tokens == "auto" else config.batch_tokens,
     }
 
 

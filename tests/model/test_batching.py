@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding.model.batching import batch_end, gather_rows, longest_first, offsets_of
+from embedding.model.batching import batch_end, default_batch_tokens, gather_rows, longest_first, offsets_of
 
 
 def batches(lengths: list[int], batch_tokens: int, *, padded: bool) -> list[list[int]]:
@@ -53,3 +53,8 @@ def test_each_row_is_in_one_batch_within_the_budget(lengths: list[int], batch_to
         assert cells <= batch_tokens or len(batch) == 1
     in_order = [lengths[row] for batch in found for row in batch]
     assert in_order == sorted(lengths, reverse=True)
+
+
+def test_the_default_never_splits_a_text() -> None:
+    assert default_batch_tokens("cpu", 100_000) == 100_000
+    assert default_batch_tokens("cuda", 512) > default_batch_tokens("cpu", 512) >= 512
