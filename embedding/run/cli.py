@@ -6,9 +6,10 @@ import json
 import signal
 import sys
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Never
+from typing import TYPE_CHECKING, Annotated, Never, TextIO
 
 import cyclopts.config
 from cyclopts import App, Parameter
@@ -20,6 +21,9 @@ import embedding
 from embedding.config import JobConfig, explain
 from embedding.errors import ConfigError, EmbeddingJobError, ExitCode, Terminated
 from embedding.run.progress import log_to_stderr
+
+if TYPE_CHECKING:
+    from embedding.run.summary import Summary
 
 _HELP = " ".join(
     """Give every row of a Parquet corpus a vector, on one laptop or a thousand GPUs.
@@ -45,19 +49,23 @@ def run(argv: list[str]) -> int:
             return ExitCode.COMPLETE
         if config.restart and not config.dry_run:
             _confirm_restart(config)
+        stdout = sys.stdout
         with redirect_stdout(sys.stderr):  # Ray prints its workers' troubles to stdout, which is the summary's alone
-            summary = embedding.embed_corpus(config)
+            return embedding.embed_corpus(config, on_end=partial(_report, stdout=stdout)).exit_code
     except EmbeddingJobError as error:
         Console(stderr=True).print(f"[red]error:[/red] {_escape(str(error))}", soft_wrap=True, highlight=False)
         return error.exit_code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
+
+
+def _report(summary: Summary, stdout: TextIO) -> None:
+    """Failed units to stderr; the plan of a dry run and, last, the one-line JSON to stdout."""
     for failure in summary.failures:
         print(f"failed: {json.dumps(failure)}", file=sys.stderr)
     for key, value in summary.plan.items():
-        print(f"{key:<20} {value}")
-    print(summary.line(), flush=True)
-    return summary.exit_code
+        print(f"{key:<20} {value}", file=stdout)
+    print(summary.line(), file=stdout, flush=True)
 
 
 def parse(argv: list[str]) -> JobConfig | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -42,8 +42,10 @@ class _Plan:
     summary: Summary
 
 
-def embed_corpus(config: JobConfig) -> Summary:
+def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None = None) -> Summary:
     """Embed every row of the corpus that the output does not hold yet.
+
+    `on_end` gets the summary however the run ends, also where an error is raised or the process is asked to stop.
 
     Raises:
         ConfigError: an option, the corpus, the model or the output's earlier settings do not allow the run.
@@ -61,20 +63,28 @@ def embed_corpus(config: JobConfig) -> Summary:
     with Cluster() as cluster:
         model, settings = _settle(config, output, cluster)
         if config.dry_run:
-            return _dry_run(config, _plan(config, output, layouts, model, settings, run_id), layouts, cluster)
+            plan = _plan(config, output, layouts, model, settings, run_id)
+            plan.summary.plan = _describe(config, plan, layouts, cluster)
+            return _ended(plan.summary, started, on_end)
         with Lease.acquire(output.storage, run_id, config.lease_seconds) as lease:
             if config.restart:
                 output.clear()
             plan = _plan(config, output, layouts, model, output.begin(settings), run_id)
             try:
                 _run(config, output, plan, cluster, lease)
-            except (KeyboardInterrupt, SystemExit):
-                plan.summary.status = "interrupted"
+            except BaseException as error:
+                plan.summary.status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "crashed"
                 raise
             finally:
-                plan.summary.seconds = round(time.monotonic() - started, 3)
-                _publish(config, output, plan.summary)
+                _publish(config, output, _ended(plan.summary, started, on_end))
     return plan.summary
+
+
+def _ended(summary: Summary, started: float, on_end: Callable[[Summary], None] | None) -> Summary:
+    summary.seconds = round(time.monotonic() - started, 3)
+    if on_end is not None:
+        on_end(summary)
+    return summary
 
 
 def _require_apart(config: JobConfig) -> None:
@@ -123,9 +133,9 @@ def _plan(
     return _Plan(model, settings, units, pending, stale, summary)
 
 
-def _dry_run(config: JobConfig, plan: _Plan, layouts: Sequence[SourceLayout], cluster: Cluster) -> Summary:
+def _describe(config: JobConfig, plan: _Plan, layouts: Sequence[SourceLayout], cluster: Cluster) -> dict[str, object]:
     placement = place_workers(config, cluster.nodes())
-    plan.summary.plan = {
+    return {
         "source files": len(layouts),
         "source bytes": sum(layout.source.size for layout in layouts),
         "rows": sum(unit.num_rows for unit in plan.units),
@@ -137,7 +147,6 @@ def _dry_run(config: JobConfig, plan: _Plan, layouts: Sequence[SourceLayout], cl
         **plan.settings.vectors,
         "fingerprint": plan.settings.fingerprint,
     }
-    return plan.summary
 
 
 def _run(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lease: Lease) -> None:

@@ -10,7 +10,7 @@ from embedding.corpus.ledger import CommitRecord
 from embedding.corpus.plan import Unit
 from embedding.errors import ExitCode
 
-Status: TypeAlias = Literal["complete", "nothing to do", "failed units", "planned", "interrupted"]
+Status: TypeAlias = Literal["complete", "nothing to do", "failed units", "planned", "interrupted", "crashed"]
 
 
 @dataclass

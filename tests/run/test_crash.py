@@ -103,7 +103,7 @@ def test_a_stopped_run_lets_go_of_the_output(
     assert is_released(output)
     assert "Traceback" not in result.stderr
     [summary] = [name for name in outputs.files(output) if name.endswith("summary.json")]
-    assert outputs.document(output, summary)["status"] == "interrupted"
+    assert outputs.document(output, summary)["status"] == result.summary["status"] == "interrupted"
     done = len(outputs.shards(output))
     assert outputs.document(output, summary)["units_done"] <= done  # a record follows its shard
     assert 3 <= done < UNITS

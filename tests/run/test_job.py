@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,8 @@ def test_every_row_gets_its_vector(storage_root: str, embed: Embed, tiny_model: 
     assert sum(manifest["rows"].to_pylist()) == 70
     assert manifest["bytes"].to_pylist() == [len(data) for data in outputs.shards(output).values()]
     assert outputs.files(output)["_SUCCESS"] == b""
+    secret = os.environ.get("AWS_SECRET_ACCESS_KEY", "no secret").encode()
+    assert not [name for name, data in outputs.files(output).items() if secret in data]
 
 
 def test_a_second_run_does_what_changed_and_nothing_else(storage_root: str, embed: Embed) -> None:
