@@ -75,7 +75,8 @@ class JobConfig(BaseModel):
         None, description="Name of a prompt in the model's own sentence-transformers configuration."
     )
     pooling: Annotated[Literal["auto"] | Pooling, _MODEL] = Field(
-        "auto", description="How token vectors become one vector; auto: as the model folder says, else mean."
+        "auto",
+        description="How token vectors become one vector; auto: as the model folder says, else mean (causal language models: lasttoken).",
     )
     normalize: Annotated[Literal["auto", "yes", "no"], _MODEL] = Field(
         "auto", description="Scale vectors to length 1; auto: as the model folder says, else no."
@@ -84,7 +85,7 @@ class JobConfig(BaseModel):
         None, description="Tokens of a text that are read, special tokens included; default: as the model folder says."
     )
     dimensions: Annotated[PositiveInt | None, _MODEL] = Field(
-        None, description="Keep only the first N dimensions (Matryoshka) and normalize again."
+        None, description="Keep only the first N dimensions (Matryoshka) and normalize again, unless --normalize is no."
     )
     precision: Annotated[Literal["auto"] | Precision, _MODEL] = Field(
         "auto", description="Arithmetic of the encoder; auto: bf16 on GPUs, fp32 on CPUs."
@@ -103,7 +104,8 @@ class JobConfig(BaseModel):
         "auto", description="GPUs (or share of one) that a worker holds; auto: 1 where the cluster has GPUs, else 0."
     )
     cpus_per_worker: Annotated[Literal["auto"] | PositiveInt, _SPEED] = Field(
-        "auto", description="CPU cores a worker holds; auto: 1 beside a GPU, else the cores of one node."
+        "auto",
+        description="CPU cores a worker holds; auto: 1 beside a GPU, else a node's cores (in a running cluster one less, for the reads).",
     )
     max_unit_attempts: Annotated[PositiveInt, _SPEED] = Field(3, description="Tries after which a unit that keeps failing is set aside.")
 

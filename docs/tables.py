@@ -1,0 +1,76 @@
+"""The tables of README that say what the code says: `python docs/tables.py` writes them, tests/test_docs.py compares them.
+
+Each stands between two comments that bear its name, `<!-- options: ... -->` and `<!-- /options -->`.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cyclopts import Parameter
+from pydantic.fields import FieldInfo
+
+from embedding import errors
+from embedding.config import JobConfig
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def option_table() -> str:
+    """Every field of JobConfig, in its groups: option, default, meaning."""
+    lines = ["| Option | Default | Meaning |", "| --- | --- | --- |"]
+    last = ""
+    for name, field in JobConfig.model_fields.items():
+        if (group := _group(field)) != last:
+            lines.append(f"| **{group}** | | |")
+            last = group
+        lines.append(f"| `--{name.replace('_', '-')}` | {_default(field)} | {field.description} |")
+    return "\n".join(lines)
+
+
+def exit_code_table() -> str:
+    """Every ExitCode with the docstring below it."""
+    lines = ["| Exit code | Meaning |", "| --- | --- |"]
+    lines += [f"| {int(code)} | {meaning} |" for code, meaning in _exit_codes()]
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"options": option_table, "exit codes": exit_code_table}
+
+
+def with_tables(text: str) -> str:
+    """The text with each table as it should be."""
+    for name, table in TABLES.items():
+        pattern = rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)"
+        text, count = re.subn(pattern, lambda match: match[1] + table() + "\n" + match[2], text, flags=re.DOTALL)  # noqa: B023
+        assert count == 1, f"README has {count} places for the table {name!r}"
+    return text
+
+
+def _group(field: FieldInfo) -> str:
+    [group] = [data.group for data in field.metadata if isinstance(data, Parameter) and data.group]
+    [member] = group if isinstance(group, tuple) else (group,)
+    return str(member.name)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if field.default is False:
+        return "off"
+    return "none" if field.default in (None, ()) else f"`{field.default}`"
+
+
+def _exit_codes() -> Iterator[tuple[errors.ExitCode, str]]:
+    """The members and the strings that follow them in the source, which the class itself does not keep."""
+    [body] = [node.body for node in ast.parse(inspect.getsource(errors.ExitCode)).body if isinstance(node, ast.ClassDef)]
+    meanings = [node.value.value for node in body[1:] if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
+    return zip(errors.ExitCode, map(str, meanings), strict=True)
+
+
+if __name__ == "__main__":
+    README.write_text(with_tables(README.read_text()))
