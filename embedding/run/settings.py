@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import version
 
+import embedding
 from embedding.config import JobConfig, Precision
 from embedding.corpus.output import JobSettings
 from embedding.corpus.reader import Columns
 from embedding.model.batching import default_batch_tokens
 from embedding.model.spec import ModelSpec
 
-_LIBRARIES = ("embed-corpus", "ray", "torch", "transformers", "tokenizers", "pyarrow")
+_LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "pyarrow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,4 +63,4 @@ def job_settings(config: JobConfig, model: ModelSpec, kept: dict[str, int]) -> J
 
 def installed_versions() -> dict[str, str]:
     """Versions of what makes the vectors and the shards."""
-    return {name: version(name) for name in _LIBRARIES}
+    return {"embed-corpus": embedding.__version__, **{name: version(name) for name in _LIBRARIES}}
