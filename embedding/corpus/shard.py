@@ -33,14 +33,6 @@ def take_rows(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
     return pa.concat_tables([table.slice(run[0] if len(run) else 0, len(run)) for run in runs])
 
 
-def select_rows(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
-    """The table's `rows`, given in rising order, as slices: `take` does not know every type (string_view)."""
-    if len(rows) == table.num_rows:
-        return table
-    runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
-    return pa.concat_tables([table.slice(run[0], len(run)) if len(run) else table.slice(0, 0) for run in runs])
-
-
 def shard_table(copied: pa.Table, vectors_RD: NDArray[np.float32], more: Mapping[str, pa.Array]) -> pa.Table:
     """The copied columns, the vectors as a non-null fixed-size list, and further columns, R rows each."""
     rows, dim = vectors_RD.shape

@@ -101,7 +101,9 @@ def run_units(units: Sequence[Unit], job: WorkerJob, placement: Placement) -> It
     )
     try:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from records_from_table(batch)
+            for record in records_from_table(batch):
+                attempts.settle(record.unit)  # not before its record is here: until then the unit may be tried again
+                yield record
     except RayError as error:
         raise _explained(error) from error
 
@@ -117,7 +119,7 @@ class _AttemptCounter:
         return self._counts[key]
 
     def settle(self, key: str) -> None:
-        del self._counts[key]
+        self._counts.pop(key, None)
 
 
 class _RemoteAttempts:
@@ -137,7 +139,7 @@ class _RemoteAttempts:
         return int(ray.get(self._counter.begin.remote(key)))
 
     def settle(self, key: str) -> None:
-        ray.get(self._counter.settle.remote(key))
+        self._counter.settle.remote(key)
 
 
 def _explained(error: RayError) -> EmbeddingJobError:

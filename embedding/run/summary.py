@@ -35,6 +35,8 @@ class Summary:
     units_pending: int = 0
     tokens: int = 0
     truncated_rows: int = 0
+    duplicate_rows: int = 0
+    """Rows that share the vector of an equal row of their unit."""
     seconds: float = 0.0
     """Wall time of the whole run, its start included."""
     tokens_per_second: float = 0.0
@@ -71,6 +73,7 @@ class Summary:
         self.rows_rejected += record.rejected
         self.tokens += record.tokens
         self.truncated_rows += record.truncated
+        self.duplicate_rows += record.duplicates
 
     @property
     def exit_code(self) -> ExitCode:

@@ -20,7 +20,7 @@ from embedding.corpus.ledger import CommitRecord, parquet_bytes, records_to_tabl
 from embedding.corpus.output import Output, rejected_name
 from embedding.corpus.plan import Unit
 from embedding.corpus.reader import Columns, UnitRows, read_unit, text_faults
-from embedding.corpus.shard import select_rows, shard_bytes, shard_table, source_columns
+from embedding.corpus.shard import shard_bytes, shard_table, source_columns, take_rows
 from embedding.errors import EmbeddingJobError
 from embedding.model.spec import ModelSpec
 from embedding.run.exchange import decode_rows, decode_unit, encode_rows, read_result
@@ -93,7 +93,6 @@ class EmbeddingWorker:
             return records_to_table([self._failed(unit, error)])
         rows = decode_rows(batch.column("rows")[0].as_buffer())
         record = self._commit_or_fail(unit, rows)
-        self._attempts.settle(unit.id)
         read = {name: batch.column(name)[0].as_py() for name in ("read_started", "read_seconds")}
         return records_to_table([replace(record, **read)])
 
@@ -132,11 +131,12 @@ class EmbeddingWorker:
             "rejected": len(faults),
             "tokens": int(counts["num_tokens"].sum()),
             "truncated": int(counts["truncated"].sum()),
+            "duplicates": len(good) - embedded.distinct_rows,
         }
         identified = rows.copied if self._job.has_id else _side_by_side(source_columns(unit), rows.copied)
         token_columns = {"num_tokens": pa.array(counts["num_tokens"], pa.int32()), "truncated": pa.array(counts["truncated"])}
         table = shard_table(
-            select_rows(identified, good[finite]), embedded.vectors_RD[finite], token_columns if self._job.token_columns else {}
+            take_rows(identified, good[finite]), embedded.vectors_RD[finite], token_columns if self._job.token_columns else {}
         )
         data = shard_bytes(table, {"unit": asdict(unit), "record": facts, "provenance": self._job.provenance})
         if faults:  # before the shard, so that one commit covers both

@@ -36,7 +36,7 @@ class Counts:
         return self.counts[key]
 
     def settle(self, key: str) -> None:
-        del self.counts[key]
+        self.counts.pop(key, None)
 
 
 def worker_on(model: Path, output: str, attempts: Counts, **options: bool) -> EmbeddingWorker:
@@ -70,7 +70,7 @@ def test_a_unit_becomes_a_shard_and_a_record(tiny_model: Path, tmp_path: Path) -
     assert rows["truncated"].to_pylist() == [False, False]
     assert sum(rows["num_tokens"].to_pylist()) == record.tokens
     assert record.bytes == len(outputs.shards(output)[unit.shard])
-    assert not attempts.counts
+    assert attempts.counts == {unit.id: 1}  # until the driver has the record
 
 
 def test_a_unit_of_rejected_rows_only_is_committed_empty(tiny_model: Path, tmp_path: Path) -> None:
@@ -79,6 +79,15 @@ def test_a_unit_of_rejected_rows_only_is_committed_empty(tiny_model: Path, tmp_p
     assert (record.rows, record.rejected, record.error) == (2, 2, "")
     assert outputs.table(output).num_rows == 0
     assert outputs.control(output, "rejected")["reason"].to_pylist() == ["text is null", "text is null"]
+
+
+def test_equal_rows_are_counted_and_share_a_vector(tiny_model: Path, tmp_path: Path) -> None:
+    attempts, output = Counts(), str(tmp_path / "out")
+    unit = unit_of(tmp_path / "in", ["one", "two", None, "one", "one"])
+    record = process(worker_on(tiny_model, output, attempts), unit, attempts)
+    assert (record.rows, record.rejected, record.duplicates) == (5, 1, 2)
+    first, other, *equals = outputs.table(output)["embedding"].to_pylist()
+    assert equals == [first, first] != [other, other]
 
 
 def test_long_texts_are_counted_as_truncated(tiny_model: Path, tmp_path: Path) -> None:
@@ -129,7 +138,6 @@ def test_a_unit_that_was_put_before_its_process_died_is_not_put_again(tiny_model
     worker = worker_on(tiny_model, output, attempts)
     first = process(worker, unit, attempts)
     before = outputs.versions(output)
-    attempts.counts[unit.id] = 1
     again = process(worker, unit, attempts)
     assert outputs.versions(output) == before
     assert (again.rows, again.rejected, again.tokens, again.error) == (first.rows, first.rejected, first.tokens, "")
