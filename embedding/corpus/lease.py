@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Self
 
 from embedding.corpus.storage import TEMPORARY, Storage
-from embedding.errors import EmbeddingJobError, LeaseLostError, OutputBusyError
+from embedding.errors import ConfigError, EmbeddingJobError, LeaseLostError, OutputBusyError
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,19 @@ class _Holder:
         return json.dumps(asdict(self), indent=1).encode()
 
     @classmethod
-    def decode(cls, data: bytes) -> _Holder:
-        return cls(**json.loads(data))
+    def read(cls, storage: Storage) -> tuple[_Holder, str] | None:
+        """What the lease object says, and its version; None where there is none.
+
+        Raises:
+            ConfigError: it is damaged.
+        """
+        seen = storage.read_version(_NAME)
+        if seen is None:
+            return None
+        try:
+            return cls(**json.loads(seen[0])), seen[1]
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{storage.url}/{_NAME} is damaged ({error!r}); if no run is at work on this output, delete it") from error
 
 
 class Lease:
@@ -73,6 +84,7 @@ class Lease:
 
         Raises:
             OutputBusyError: another run holds it and is alive.
+            ConfigError: the lease object is damaged, or the output can not be written.
         """
         if not storage.honours_conditional_puts(f"{TEMPORARY}/probe-{secrets.token_hex(8)}"):
             log.warning("%s ignores conditional puts: two runs on it at once would not be noticed; make sure there is one", storage.url)
@@ -85,13 +97,13 @@ class Lease:
             seconds=seconds,
         )
         while not storage.put_if_absent(_NAME, holder.encode()):
-            seen = storage.read_version(_NAME)
+            seen = _Holder.read(storage)
             if seen is None:
                 continue
-            other = _Holder.decode(seen[0])
+            other, version = seen
             if not other.released and _process_alive(other.process) is not False:
-                _wait_for_silence(storage, other, seen[1])
-            if storage.put_if_version(_NAME, holder.encode(), seen[1]):
+                _wait_for_silence(storage, other, version)
+            if storage.put_if_version(_NAME, holder.encode(), version):
                 if not other.released:
                     log.warning("run %s on %s died holding the output; this run takes over", other.run, other.host)
                 break
@@ -121,12 +133,15 @@ class Lease:
             self.check()
 
     def release(self) -> None:
-        """Let the next run begin at once. Does nothing where the lease is lost."""
+        """Let the next run begin at once. Does nothing where the lease is lost; a store that fails does not undo what the run did."""
         self._stopped.set()
         self._thread.join()
-        with self._lock:
-            if not self._lost:
-                self._replace(replace(self._holder, released=True))
+        try:
+            with self._lock:
+                if not self._lost:
+                    self._replace(replace(self._holder, released=True))
+        except EmbeddingJobError as error:
+            log.warning("could not release the lease, the next run will wait %.0f s: %s", self._holder.seconds, error)
 
     def __enter__(self) -> Self:
         return self
@@ -135,11 +150,12 @@ class Lease:
         self.release()
 
     def _replace(self, holder: _Holder) -> None:
-        seen = self._storage.read_version(_NAME)
-        ours = seen is not None and _Holder.decode(seen[0]).owner == holder.owner
+        began = time.monotonic()  # others may see the change from now on, however late the answer comes
+        seen = _Holder.read(self._storage)
+        ours = seen is not None and seen[0].owner == holder.owner
         if seen is not None and ours and self._storage.put_if_version(_NAME, holder.encode(), seen[1]):
             self._holder = holder
-            self._renewed_at = time.monotonic()
+            self._renewed_at = began
         else:
             self._lost = True
 
@@ -154,7 +170,7 @@ class Lease:
 
 
 def _wait_for_silence(storage: Storage, other: _Holder, version: str) -> None:
-    """Return when the lease stayed as it is for its time-to-live.
+    """Return when the lease stayed as it is for its time-to-live, or was given back meanwhile.
 
     Raises:
         OutputBusyError: it changed, so its holder is alive.
@@ -163,11 +179,11 @@ def _wait_for_silence(storage: Storage, other: _Holder, version: str) -> None:
     deadline = time.monotonic() + other.seconds
     while time.monotonic() < deadline:
         time.sleep(other.seconds / _LOOKS_PER_LIFE)  # a look at intervals: a store can not notify
-        seen = storage.read_version(_NAME)
-        if seen is None or seen[1] != version:
-            now = other if seen is None else _Holder.decode(seen[0])
-            if now.released:
-                return
+        seen = _Holder.read(storage)
+        if seen is None or seen[0].released:
+            return
+        now = seen[0]
+        if seen[1] != version:
             raise OutputBusyError(
                 f"{storage.url} is held by run {now.run} on {now.host} since {now.since}; "
                 "wait for it to end, stop it, or choose another output"

@@ -31,9 +31,11 @@ class CommitRecord:
     """Rows of the unit: those in the shard plus those rejected."""
     rejected: int
     tokens: int
-    """Tokens encoded, special tokens included."""
+    """Tokens of the rows in the shard, special tokens included."""
     truncated: int
     """Rows whose text was longer than max_tokens."""
+    duplicates: int
+    """Rows with the same tokens as an earlier row of the unit: encoded once, the vector shared."""
     padding: int
     """Padding tokens computed in vain; 0 where the encoder runs packed."""
     bytes: int

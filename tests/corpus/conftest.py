@@ -5,7 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import botocore.retryhandler
 import pytest
+import s3fs
+from tenacity import wait_none
+
+from embedding.corpus import storage as storage_module
+from tests.corpus.faulty_proxy import FaultyProxy, faulty_proxy
+from tests.support.s3_server import S3Server
 
 NOBODY = 65534
 
@@ -19,3 +26,28 @@ def unprivileged() -> Iterator[None]:
     os.seteuid(NOBODY)
     yield
     os.seteuid(0)
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many tries as ever, at once."""
+    monkeypatch.setattr(storage_module, "_RETRY_WAIT", wait_none())
+    monkeypatch.setattr(botocore.retryhandler, "delay_exponential", lambda **_: 0)
+
+
+@pytest.fixture
+def fresh_clients(s3: S3Server) -> Iterator[None]:
+    """File systems made in the test see the environment as the test sets it, and none later does."""
+    del s3
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def proxy(s3: S3Server, fresh_clients: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """A proxy that all clients of the test go through."""
+    del fresh_clients
+    with faulty_proxy(s3.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy

@@ -18,6 +18,7 @@ ANSWERS = {
     "conflict": (409, "ConditionalRequestConflict"),
     "denied": (403, "AccessDenied"),
     "expired": (400, "ExpiredToken"),
+    "claim success": (200, ""),
 }
 """Faults that are answers: status and S3 error code. The others are `reset` (no answer), `lose reply` (the request is carried
 out, the answer is not) and `truncate` (half of the body)."""
@@ -32,6 +33,8 @@ class FaultyProxy(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream = urlsplit(endpoint).netloc
         self.faults: deque[str] = deque()
+        self.only = ""
+        """Requests whose path does not end so meet no fault."""
         self.requests: list[str] = []
         """Method and path of each request, in order of arrival."""
 
@@ -60,13 +63,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _do(self) -> None:
         self.server.requests.append(f"{self.command} {urlsplit(self.path).path}")
-        fault = self.server.faults.popleft() if self.server.faults else ""
+        meant = urlsplit(self.path).path.endswith(self.server.only)
+        fault = self.server.faults.popleft() if meant and self.server.faults else ""
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if fault == "reset":
             self._hang_up()
         elif fault in ANSWERS:
             status, code = ANSWERS[fault]
-            self._answer(status, {}, f"<Error><Code>{code}</Code><Message>{fault}</Message></Error>".encode())
+            self._answer(status, {}, f"<Error><Code>{code}</Code><Message>{fault}</Message></Error>".encode() if code else b"")
         else:
             self._pass_on(fault, body)
 

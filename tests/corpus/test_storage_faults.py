@@ -6,27 +6,24 @@ import errno
 import os
 import resource
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import aiohttp
 import botocore.exceptions
-import botocore.retryhandler
 import pytest
-import s3fs
-from tenacity import wait_none
 
-from embedding.corpus import storage as storage_module
 from embedding.corpus.reader import Columns, read_layout, read_unit
 from embedding.corpus.storage import Storage, explained, is_transient, open_storage, with_retries
 from embedding.errors import ConfigError, EmbeddingJobError, StorageError
-from tests.corpus.faulty_proxy import FaultyProxy, faulty_proxy
+from tests.corpus.faulty_proxy import FaultyProxy
 from tests.corpus.reading import put_source, whole
 from tests.support.corpora import plain
 from tests.support.s3_server import S3Server
 
+pytestmark = pytest.mark.usefixtures("no_waiting")
 CALLS: dict[str, Callable[[Storage], Any]] = {
     "put": lambda storage: storage.put("a", b"data"),
     "put_if_absent": lambda storage: storage.put_if_absent("new", b"data"),
@@ -39,31 +36,6 @@ CALLS: dict[str, Callable[[Storage], Any]] = {
     "open": lambda storage: storage.open("a").read(),
 }
 WRITES = ("put", "put_if_absent", "delete")
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many tries as ever, at once."""
-    monkeypatch.setattr(storage_module, "_RETRY_WAIT", wait_none())
-    monkeypatch.setattr(botocore.retryhandler, "delay_exponential", lambda **_: 0)
-
-
-@pytest.fixture
-def fresh_clients(s3: S3Server) -> Iterator[None]:
-    """File systems made in the test see the environment as the test sets it, and none later does."""
-    del s3
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
-@pytest.fixture
-def proxy(s3: S3Server, fresh_clients: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """A proxy that all clients of the test go through."""
-    del fresh_clients
-    with faulty_proxy(s3.endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        yield proxy
 
 
 @pytest.fixture
