@@ -1,4 +1,4 @@
-"""Rows into batches: sorted by length, cut by a budget of tokens. Plain numpy, no torch."""
+"""Rows into batches: equal ones once, sorted by length, cut by a budget of tokens. Plain numpy, no torch."""
 
 # Shape suffixes: T packed tokens, R rows.
 
@@ -13,9 +13,46 @@ _BATCH_TOKENS = {"cpu": 2048, "cuda": 131_072}
 """On CPUs the hidden states of a layer then stay in the cache; a GPU needs some ten thousand tokens to be busy."""
 
 
+_SAMPLES = 12
+"""Tokens of a row, evenly spread over it, that tell most rows apart."""
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+"""Odd, so that no token's bits are lost but by overflow."""
+
+
 def default_batch_tokens(device_type: str, max_tokens: int) -> int:
     """A batch that keeps a device of that type (cpu, cuda) busy; never below one text of `max_tokens`."""
     return max(_BATCH_TOKENS.get(device_type, _BATCH_TOKENS["cpu"]), max_tokens)
+
+
+def distinct_rows(values_T: npt.NDArray[np.int32], offsets: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """(the first row of each kind, in row order; for every row the place of its kind among them).
+
+    Rows "7 8", "9", "7 8", "9 9" -> 0, 1, 3 and 0, 1, 0, 2. Some tokens of each row sort out those that have no equal; only the
+    others are compared as a whole, so that a corpus without duplicates costs next to nothing.
+    """
+    rows_R = np.arange(len(offsets) - 1)
+    first_R = rows_R.copy()
+    maybe_equal = _maybe_equal(values_T, offsets)
+    content = values_T.view(np.uint8).data
+    ends = (4 * np.stack([offsets[:-1], offsets[1:]], axis=1)[maybe_equal]).tolist()
+    seen: dict[bytes, int] = {}
+    first_R[maybe_equal] = [
+        seen.setdefault(bytes(content[start:end]), row) for row, (start, end) in zip(maybe_equal.tolist(), ends, strict=True)
+    ]
+    is_first_R = first_R == rows_R
+    return np.flatnonzero(is_first_R), (np.cumsum(is_first_R) - 1)[first_R]
+
+
+def _maybe_equal(values_T: npt.NDArray[np.int32], offsets: Int64Array) -> Int64Array:
+    """Rows that share their length and a digest of a few of their tokens with another row."""
+    starts_R, lengths_R = offsets[:-1], np.diff(offsets)
+    digest_R = lengths_R.astype(np.uint64)
+    for sample in range(_SAMPLES if len(values_T) else 0):
+        place_R = starts_R + (lengths_R - 1).clip(min=0) * sample // (_SAMPLES - 1)
+        digest_R = digest_R * _MULTIPLIER + values_T[place_R.clip(max=len(values_T) - 1)].astype(np.uint64)
+    digest_R[lengths_R == 0] = 0
+    _, kind_R, counts = np.unique(digest_R, return_inverse=True, return_counts=True)
+    return np.flatnonzero(counts[kind_R] > 1)
 
 
 def longest_first(lengths_R: Int64Array) -> Int64Array:

@@ -39,6 +39,8 @@ class EmbeddedTexts:
     """The budget in use at the end: what was asked for, or less after running out of memory."""
     padding_tokens: int
     """Tokens computed for nothing."""
+    distinct_rows: int
+    """Rows that were encoded; the others have the same tokens as one of these, and its vector."""
 
 
 class Embedder:
@@ -82,10 +84,12 @@ class Embedder:
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Token ids of the texts. Safe to call from several threads, also while `embed` runs."""
-        return self._tokenizer(texts)
+        tokens = self._tokenizer(texts)
+        _ = tokens.distinct  # kept there, and found here, where no device waits for it
+        return tokens
 
     def embed(self, tokens: TokenizedTexts, batch_tokens: int) -> EmbeddedTexts:
-        """Vectors of all rows. One caller at a time.
+        """Vectors of all rows; rows of the same tokens are encoded once. One caller at a time.
 
         Running out of memory halves the batch, now and for later calls. Rows with a number that is not finite are computed
         again in fp32.
@@ -93,19 +97,23 @@ class Embedder:
         Raises:
             ModelError: a single row does not fit the memory.
         """
-        vectors_RD, padding = self._encode(self._encoder, tokens, batch_tokens)
+        rows, places_R = tokens.distinct
+        has_equals = len(rows) < len(places_R)
+        once = tokens.take(rows) if has_equals else tokens
+        vectors_RD, padding = self._encode(self._encoder, once, batch_tokens)
         finite_R = _finite_rows(vectors_RD)
         if not finite_R.all() and self._spec.precision != "fp32":
-            self._repair(tokens, vectors_RD, finite_R)
-        return EmbeddedTexts(vectors_RD, finite_R, self._budget(batch_tokens), padding)
+            self._repair(once, vectors_RD, finite_R)
+        if has_equals:
+            vectors_RD, finite_R = vectors_RD[places_R], finite_R[places_R]
+        return EmbeddedTexts(vectors_RD, finite_R, self._budget(batch_tokens), padding, len(rows))
 
     def _repair(self, tokens: TokenizedTexts, vectors_RD: npt.NDArray[np.float32], finite_R: npt.NDArray[np.bool_]) -> None:
         """Fill in the rows that are not finite from an fp32 copy of the model, which is loaded for them and dropped after."""
         rows = np.flatnonzero(~finite_R)
         log.warning("%d rows overflow %s; they are computed again in fp32", len(rows), self._spec.precision)
-        ids, offsets = gather_rows(tokens.ids, tokens.offsets, rows)
         exact = Encoder(self._spec, self._folder, self._device, "fp32")
-        vectors_RD[rows], _ = self._encode(exact, TokenizedTexts(ids, offsets, tokens.truncated[rows]), self._spec.max_tokens)
+        vectors_RD[rows], _ = self._encode(exact, tokens.take(rows), self._spec.max_tokens)
         finite_R[rows] = _finite_rows(vectors_RD[rows])
 
     def _encode(self, encoder: Encoder, tokens: TokenizedTexts, batch_tokens: int) -> tuple[npt.NDArray[np.float32], int]:

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,7 +18,7 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from embedding.errors import ModelError
-from embedding.model.batching import offsets_of
+from embedding.model.batching import distinct_rows, gather_rows, offsets_of
 from embedding.model.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,15 @@ class TokenizedTexts:
     def lengths(self) -> npt.NDArray[np.int64]:
         """[R] tokens in each row."""
         return np.diff(self.offsets)
+
+    @cached_property
+    def distinct(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The first row of each kind, and for every row the place of its kind among them."""
+        return distinct_rows(self.ids, self.offsets)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> TokenizedTexts:
+        """These rows, in that order."""
+        return TokenizedTexts(*gather_rows(self.ids, self.offsets, rows), self.truncated[rows])
 
 
 class Tokenizer:

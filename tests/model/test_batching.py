@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding.model.batching import batch_end, default_batch_tokens, gather_rows, longest_first, offsets_of
+from embedding.model.batching import batch_end, default_batch_tokens, distinct_rows, gather_rows, longest_first, offsets_of
 
 
 def batches(lengths: list[int], batch_tokens: int, *, padded: bool) -> list[list[int]]:
@@ -53,6 +53,29 @@ def test_each_row_is_in_one_batch_within_the_budget(lengths: list[int], batch_to
         assert cells <= batch_tokens or len(batch) == 1
     in_order = [lengths[row] for batch in found for row in batch]
     assert in_order == sorted(lengths, reverse=True)
+
+
+def test_equal_rows_are_found() -> None:
+    rows, places = distinct_rows(np.array([7, 8, 9, 7, 8, 9, 9], dtype=np.int32), np.array([0, 2, 3, 5, 7]))
+    assert rows.tolist() == [0, 1, 3]
+    assert places.tolist() == [0, 1, 0, 2]
+
+
+def test_equal_digests_are_no_equal_rows() -> None:
+    """Only some tokens of a long row are in its digest."""
+    values = np.zeros((3, 40), dtype=np.int32)
+    values[1, 1] = 5
+    rows, places = distinct_rows(values.reshape(-1), np.array([0, 40, 80, 120]))
+    assert (rows.tolist(), places.tolist()) == ([0, 1], [0, 1, 0])
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=3), max_size=30))
+def test_rows_are_equal_where_their_tokens_are(texts: list[list[int]]) -> None:
+    flat = np.array([token for text in texts for token in text], dtype=np.int32)
+    rows, places = distinct_rows(flat, offsets_of(np.array([len(text) for text in texts], dtype=np.int64)))
+    kinds = list(dict.fromkeys(map(tuple, texts)))
+    assert rows.tolist() == [texts.index(list(kind)) for kind in kinds]
+    assert places.tolist() == [kinds.index(tuple(text)) for text in texts]
 
 
 def test_the_default_never_splits_a_text() -> None:

@@ -108,6 +108,20 @@ def test_rows_that_overflow_are_computed_again_in_fp32(folder: Path, monkeypatch
     assert 0.98 < float(cosines.min()) < 0.999999  # bf16: near, and not the same
 
 
+def test_equal_texts_are_encoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = Embedder(spec_of(folder))
+    texts = ["to be", "or", "not", "to be", "or", "to be"]
+    alone = embedder.embed(embedder.tokenize(texts[:3]), 1000)
+    tokens = embedder.tokenize(texts)
+    tried = limit_memory(monkeypatch, MemoryError(), 1000)
+    found = embedder.embed(tokens, 1000)
+    assert tried == [int(tokens.lengths[:3].sum())]
+    assert (alone.distinct_rows, found.distinct_rows, found.padding_tokens) == (3, 3, 0)
+    assert found.vectors_RD.tobytes() == alone.vectors_RD[[0, 1, 2, 0, 1, 0]].tobytes()
+    assert found.vectors_RD.flags.c_contiguous
+    assert len(found.finite_R) == 6
+
+
 def test_a_model_that_cannot_run_packed_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = save_model(tmp_path, "mpnet")
     embedder = Embedder(spec_of(folder))
