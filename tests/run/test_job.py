@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from pathlib import Path
 
@@ -188,6 +189,26 @@ def test_input_on_one_store_and_output_on_the_other(embed: Embed, s3: S3Server, 
     assert outputs.table(elsewhere)["id"].to_pylist() == [row["id"] for row in corpus.rows]
     embed(input=corpus.write(tmp_path / "in"), output=f"{bucket}/out")
     assert outputs.table(f"{bucket}/out")["embedding"].to_pylist() == outputs.table(elsewhere)["embedding"].to_pylist()
+
+
+def test_a_dry_run_touches_nothing(embed: Embed, tmp_path: Path) -> None:
+    source = corpora.plain(rows=25, files=1, row_group_rows=5).write(tmp_path / "in")
+    summary = embed(input=source, output=str(tmp_path / "out"), dry_run=True, limit_rows=22)
+    assert (summary.status, summary.units_pending, summary.rows_pending) == ("planned", 3, 22)
+    assert {key: summary.plan[key] for key in ("source files", "rows", "units to do", "unit_rows", "dimensions")} == {
+        "source files": 1,
+        "rows": 22,
+        "units to do": 3,
+        "unit_rows": 10,
+        "dimensions": 32,
+    }
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_summary_is_also_written_where_it_is_asked_for(embed: Embed, storage_root: str, tmp_path: Path) -> None:
+    source = corpora.plain(rows=4, files=1).write(tmp_path / "in")
+    summary = embed(input=source, output=str(tmp_path / "out"), json_summary=f"{storage_root}/report/summary.json")
+    assert outputs.document(storage_root, "report/summary.json") == json.loads(summary.document())
 
 
 def test_reads_run_beside_the_encoder(embed: Embed, tmp_path: Path) -> None:
