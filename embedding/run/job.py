@@ -171,7 +171,6 @@ def _embed(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lea
     log.info("%d to %d workers on %s, %d CPUs each", placement.min_workers, placement.max_workers, placement.device, placement.cpus)
     summary = plan.summary
     ledger = Ledger(output.storage, summary.run)
-    began = time.monotonic()
     try:
         with open_progress(config.progress, summary.rows_pending) as progress:
             for record in run_units(plan.pending, _worker_job(config, output, plan, placement), placement):
@@ -180,7 +179,6 @@ def _embed(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lea
                 summary.add(record)
                 progress.update(summary)
     finally:
-        summary.tokens_per_second = round(summary.tokens / max(1e-9, time.monotonic() - began), 1)
         ledger.flush()
 
 

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from embedding.config import ProgressStyle
 from embedding.run.summary import Summary
@@ -46,19 +46,17 @@ class _Bar:
             TextColumn("embedding"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("rows · {task.fields[rate]} · ETA"),
-            TimeRemainingColumn(compact=True),
+            TextColumn("rows · {task.fields[pace]}"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[trouble]}"),
             console=console,
         )
-        self._row = self._progress.add_task("rows", total=total_rows, rate="starting workers", trouble="")
-        self._rate = _Rate()
+        self._row = self._progress.add_task("rows", total=total_rows, pace="starting workers", trouble="")
 
     def update(self, summary: Summary) -> None:
-        rate = self._rate.tokens_per_second(summary)
+        pace = f"{summary.tokens_per_second:,.0f} tokens/s · ETA {_clock(summary.seconds_left)} · elapsed"
         trouble = f"[red]{summary.units_failed} units failed" if summary.units_failed else ""
-        self._progress.update(self._row, completed=summary.rows_in + summary.rows_failed, rate=f"{rate:,.0f} tokens/s", trouble=trouble)
+        self._progress.update(self._row, completed=summary.rows_in + summary.rows_failed, pace=pace, trouble=trouble)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -72,25 +70,22 @@ class _Lines:
     def __init__(self, total_rows: int, *, silent: bool) -> None:
         self._total = total_rows
         self._silent = silent
-        self._rate = _Rate()
         self._next = time.monotonic()
 
     def update(self, summary: Summary) -> None:
         now, rows = time.monotonic(), summary.rows_in + summary.rows_failed
-        tokens = self._rate.tokens_per_second(summary)
         if self._silent or (now < self._next and rows < self._total):
             return
         self._next = now + _LOG_SECONDS
-        left = (self._total - rows) * self._rate.seconds() / max(1, rows)
         log.info(
             "%s of %s rows (%.0f%%), %s rows/s, %s tokens/s, %s units failed, ETA %s",
             f"{rows:,}",
             f"{self._total:,}",
             100 * rows / max(1, self._total),
-            f"{rows / self._rate.seconds():,.0f}",
-            f"{tokens:,.0f}",
+            f"{summary.rows_per_second:,.0f}",
+            f"{summary.tokens_per_second:,.0f}",
             summary.units_failed,
-            f"{int(left) // 3600}:{int(left) // 60 % 60:02}:{int(left) % 60:02}",
+            _clock(summary.seconds_left),
         )
 
     def __enter__(self) -> Self:
@@ -100,15 +95,10 @@ class _Lines:
         return None
 
 
-class _Rate:
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-
-    def seconds(self) -> float:
-        return max(1e-3, time.monotonic() - self._started)
-
-    def tokens_per_second(self, summary: Summary) -> float:
-        return summary.tokens / self.seconds()
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:

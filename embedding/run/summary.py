@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Literal, TypeAlias
 
@@ -40,11 +41,15 @@ class Summary:
     seconds: float = 0.0
     """Wall time of the whole run, its start included."""
     tokens_per_second: float = 0.0
-    """Tokens over the time from the first unit's start to the last one's end."""
+    """Tokens over the time from the first batch's start to the last one's end: without starting workers."""
+    rows_per_second: float = 0.0
+    """Rows over the same time."""
     failures: list[dict[str, object]] = field(default_factory=list)
     """Failed units: source, first row, rows, reason."""
     plan: dict[str, object] = field(default_factory=dict)
     """What a dry run found out."""
+    _encoding: tuple[float, float] = (math.inf, 0.0)
+    """Unix times of the first batch's start and the last one's end."""
 
     @classmethod
     def planned(cls, *, output: str, run: str, done: list[Unit], pending: list[Unit]) -> Summary:
@@ -74,6 +79,21 @@ class Summary:
         self.tokens += record.tokens
         self.truncated_rows += record.truncated
         self.duplicate_rows += record.duplicates
+        if record.encode_started:  # a record read from a footer has no times
+            self._encoding = (
+                min(self._encoding[0], record.encode_started),
+                max(self._encoding[1], record.encode_started + record.encode_seconds),
+            )
+        seconds = self._encoding[1] - self._encoding[0]
+        if seconds <= 0:
+            return
+        self.tokens_per_second = round(self.tokens / seconds, 1)
+        self.rows_per_second = round(self.rows_in / seconds, 1)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimate for what is pending at the pace so far, None before the first unit."""
+        return self.rows_pending / self.rows_per_second if self.rows_per_second else None
 
     @property
     def exit_code(self) -> ExitCode:
@@ -82,10 +102,13 @@ class Summary:
 
     def line(self) -> str:
         """The one-line JSON, without the list of failures, which may be long."""
-        facts = asdict(self)
+        facts = self._facts()
         del facts["failures"], facts["plan"]
         return json.dumps(facts)
 
     def document(self) -> bytes:
         """The whole summary as JSON."""
-        return json.dumps(asdict(self), indent=1).encode()
+        return json.dumps(self._facts(), indent=1).encode()
+
+    def _facts(self) -> dict[str, object]:
+        return {key: value for key, value in asdict(self).items() if not key.startswith("_")}
