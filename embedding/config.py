@@ -29,8 +29,8 @@ _OUTPUT = Parameter(group=Group("Output", sort_key=2))
 _MODEL = Parameter(group=Group("Model", sort_key=3))
 _SPEED = Parameter(group=Group("Speed and placement", sort_key=4))
 _RUN = Parameter(group=Group("Run", sort_key=5))
-_LIST = Parameter(consume_multiple=True, negative="")
-_FLAG = Parameter(negative="")
+_LIST = Parameter(consume_multiple=True, negative="", show_default=False)
+_FLAG = Parameter(negative="", show_default=False)
 
 
 class JobConfig(BaseModel):
@@ -182,7 +182,12 @@ def explain(error: ValidationError) -> str:
         return text
     option = f"--{field.replace('_', '-')}"
     if first["type"] == "missing":
-        return f"{option} is missing; say it on the command line, in --config or as EMBED_{field.upper()}"
+        return missing(field)
     if first["type"] == "extra_forbidden":
         return f"{field!r} is no option; --help lists them all"
     return f"{option}={first['input']!r} is refused: {text}"
+
+
+def missing(field: str) -> str:
+    """The sentence for an option that has no default and was not given."""
+    return f"--{field.replace('_', '-')} is missing; say it on the command line, in --config or as EMBED_{field.upper()}"

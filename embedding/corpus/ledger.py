@@ -52,6 +52,8 @@ class CommitRecord:
     write_seconds: float
     worker: str
     """Host and process that did it."""
+    note: str
+    """What the user should know about how the worker computes, such as that it pads or that batches were halved; else empty."""
     error: str
     """Empty for a committed unit, else the reason why it failed."""
 

@@ -12,7 +12,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -50,6 +50,10 @@ class JobSettings:
         """Hash of `vectors`."""
         return hashlib.sha256(json.dumps(self.vectors, sort_keys=True).encode()).hexdigest()[:16]
 
+    def encode(self) -> bytes:
+        """The JSON of job.json."""
+        return json.dumps({"fingerprint": self.fingerprint, **asdict(self)}, indent=1).encode()
+
     def require_same_vectors(self, now: JobSettings, url: str) -> None:
         """Check that `now` makes the same vectors.
 
@@ -85,14 +89,18 @@ class Output:
         Raises:
             SettingsChangedError: the output was begun with settings that make other vectors.
         """
-        document = {"fingerprint": settings.fingerprint, **asdict(settings)}
-        if self.storage.put_if_absent(_JOB, json.dumps(document, indent=1).encode()):
+        if self.storage.put_if_absent(_JOB, settings.encode()):
             return settings
         existing = self.settings()
         if existing is None:
             raise ConfigError(f"{self.url}/{_JOB} vanished while it was read; is another run clearing this output?")
         existing.require_same_vectors(settings, self.url)
         return existing
+
+    def remember_inputs(self, settings: JobSettings, inputs: tuple[str, ...]) -> None:
+        """Record what the corpus consists of from now on; only for the run that holds the lease."""
+        if settings.input != inputs:
+            self.storage.put(_JOB, replace(settings, input=inputs).encode())
 
     def settings(self) -> JobSettings | None:
         """The settings the output was begun with, None for a new one.

@@ -30,6 +30,12 @@ class Source:
     """ETag, generation or modification time: changes whenever the content does."""
 
 
+def absolute(url: str) -> str:
+    """The URL or path with nothing left that depends on where the process runs."""
+    fs, path = filesystem_of(url)
+    return str(fs.unstrip_protocol(path)).removeprefix("file://")
+
+
 def list_sources(inputs: Iterable[str]) -> list[Source]:
     """All source files of the inputs, each once, in the order of their paths.
 

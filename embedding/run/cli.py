@@ -6,19 +6,21 @@ import json
 import signal
 import sys
 from contextlib import redirect_stdout
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Never, TextIO
 
 import cyclopts.config
+import yaml
 from cyclopts import App, Parameter
-from cyclopts.exceptions import CycloptsError
+from cyclopts.exceptions import CycloptsError, MissingArgumentError
 from pydantic import ValidationError
 from rich.console import Console
 
 import embedding
-from embedding.config import JobConfig, explain
+from embedding.config import JobConfig, explain, missing
 from embedding.errors import ConfigError, EmbeddingJobError, ExitCode, Terminated
 from embedding.run.progress import log_to_stderr
 
@@ -86,9 +88,8 @@ def parse(argv: list[str]) -> JobConfig | None:
         *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
         config: Annotated[Path | None, Parameter(help="YAML file with any of the options below.")] = None,
     ) -> None:
-        app.config = [cyclopts.config.Env("EMBED_", command=False)]
-        if config is not None:
-            app.config = [*app.config, cyclopts.config.Yaml(config, must_exist=True, search_parents=False)]
+        from_file = [] if config is None else [cyclopts.config.Dict(read_options(config), source=str(config))]
+        app.config = [cyclopts.config.Env("EMBED_", command=False), *from_file]
         app(tokens, exit_on_error=False, print_error=False)
 
     try:
@@ -97,12 +98,35 @@ def parse(argv: list[str]) -> JobConfig | None:
         raise ConfigError(_sentence(error)) from error
     except ValidationError as error:
         raise ConfigError(explain(error)) from None
-    except FileNotFoundError as error:
-        raise ConfigError(f"--config {error.filename or error} does not exist; check the path") from error
     return parsed[0] if parsed else None
 
 
+def read_options(file: Path) -> dict[str, object]:
+    """The options of a YAML file, every value as it is written there: YAML's own types would make 63 of `workers: 1:3`.
+
+    A key without a value, or with null, counts as not given.
+
+    Raises:
+        ConfigError: there is no such file, it is no YAML mapping, or a key is no option.
+    """
+    try:
+        content = yaml.load(file.read_text(), Loader=yaml.BaseLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        raise ConfigError(f"--config {file} {reason}; check the path") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {file} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {file} must hold one option a line, such as `batch_tokens: 4096`")
+    for key in content.keys() - JobConfig.model_fields.keys():
+        close = get_close_matches(key, JobConfig.model_fields, n=1)
+        raise ConfigError(f"--config {file}: {key!r} is no option{f'; did you mean {close[0]!r}?' if close else '; --help lists them all'}")
+    return {key: value for key, value in content.items() if value not in ("", "null", "~")}
+
+
 def _sentence(error: CycloptsError) -> str:
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        return missing(error.argument.name.removeprefix("--").replace("-", "_"))
     cause = error.__cause__
     if isinstance(cause, ValidationError):
         return explain(cause)

@@ -15,7 +15,7 @@ from embedding.corpus.ledger import Ledger
 from embedding.corpus.output import JobSettings, Output
 from embedding.corpus.plan import SourceLayout, Unit, plan_units
 from embedding.corpus.reader import read_layouts
-from embedding.corpus.sources import list_sources
+from embedding.corpus.sources import absolute, list_sources
 from embedding.corpus.storage import filesystem_of, open_storage
 from embedding.errors import ConfigError
 from embedding.model.spec import ModelSpec, resolve_model
@@ -65,11 +65,13 @@ def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None 
         if config.dry_run:
             plan = _plan(config, output, layouts, model, settings, run_id)
             plan.summary.plan = _describe(config, plan, layouts, cluster)
-            return _ended(plan.summary, started, on_end)
+            _publish_elsewhere(config, _ended(plan.summary, started, on_end))
+            return plan.summary
         with Lease.acquire(output.storage, run_id, config.lease_seconds) as lease:
             if config.restart:
                 output.clear()
             plan = _plan(config, output, layouts, model, output.begin(settings), run_id)
+            output.remember_inputs(plan.settings, _inputs(config))
             try:
                 _run(config, output, plan, cluster, lease)
             except BaseException as error:
@@ -87,6 +89,10 @@ def _ended(summary: Summary, started: float, on_end: Callable[[Summary], None] |
     return summary
 
 
+def _inputs(config: JobConfig) -> tuple[str, ...]:
+    return tuple(absolute(url) for url in config.input)
+
+
 def _require_apart(config: JobConfig) -> None:
     target_fs, target = filesystem_of(config.output)
     for url in config.input:
@@ -101,10 +107,10 @@ def _settle(config: JobConfig, output: Output, cluster: Cluster) -> tuple[ModelS
     if existing is None:
         device = place_workers(config, cluster.nodes()).device
         model = resolve_model(config, precision=first_precision(config, device))
-        return model, job_settings(config, model, first_choices(config, model, device))
+        return model, job_settings(config, model, first_choices(config, model, device), _inputs(config))
     precision = existing.vectors["precision"] if config.precision == "auto" else config.precision
     model = resolve_model(config, precision=precision)
-    settings = job_settings(config, model, existing.kept)
+    settings = job_settings(config, model, existing.kept, existing.input)
     existing.require_same_vectors(settings, output.url)
     for name, kept in existing.kept.items():
         if getattr(config, name) not in ("auto", kept):
@@ -117,13 +123,14 @@ def _plan(
 ) -> _Plan:
     """The difference between what the corpus asks for and what the output's folder lists."""
     unit_rows = settings.kept["unit_rows"]
-    units = list(plan_units(layouts, unit_rows=unit_rows, fingerprint=settings.fingerprint, limit_rows=config.limit_rows))
+    planned = plan_units(layouts, unit_rows=unit_rows, fingerprint=settings.fingerprint, limit_rows=config.limit_rows)
+    units = sorted(planned, key=lambda unit: unit.shard)
     committed = {} if config.restart else output.shards()
     claimed = {unit.shard for unit in units}
     stale = [name for name in committed if name not in claimed]
     done = [unit for unit in units if unit.shard in committed]
     pending = [unit for unit in units if unit.shard not in committed]
-    forgotten = [url for url in settings.input if url not in config.input]
+    forgotten = [url for url in settings.input if url not in _inputs(config)]
     if stale and (forgotten or config.limit_rows) and not config.yes:
         cause = f"--input no longer names {forgotten[0]}" if forgotten else f"--limit-rows={config.limit_rows} leaves rows out"
         loss = f"{len(stale)} finished shards of {output.url} would be removed"
@@ -142,7 +149,7 @@ def _describe(config: JobConfig, plan: _Plan, layouts: Sequence[SourceLayout], c
         "units done": plan.summary.units_skipped,
         "units to do": plan.summary.units_pending,
         "stale shards": len(plan.stale),
-        "workers": f"{placement.min_workers} to {placement.max_workers} on {placement.device}, {placement.cpus} CPUs each",
+        "workers": placement,
         **plan.settings.kept,
         **plan.settings.vectors,
         "fingerprint": plan.settings.fingerprint,
@@ -168,8 +175,10 @@ def _run(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lease
 
 def _embed(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lease: Lease) -> None:
     placement = place_workers(config, cluster.nodes())
-    log.info("%d to %d workers on %s, %d CPUs each", placement.min_workers, placement.max_workers, placement.device, placement.cpus)
-    summary = plan.summary
+    log.info("starting workers: %s", placement)
+    if placement.fitting < placement.min_workers:
+        log.warning("the cluster has room for %d of %d workers now; waiting for nodes to join", placement.fitting, placement.min_workers)
+    summary, notes = plan.summary, set[str]()
     ledger = Ledger(output.storage, summary.run)
     try:
         with open_progress(config.progress, summary.rows_pending) as progress:
@@ -177,6 +186,9 @@ def _embed(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lea
                 lease.check()
                 ledger.append(record)
                 summary.add(record)
+                if record.note and record.note not in notes:
+                    notes.add(record.note)
+                    log.warning("%s", record.note)
                 progress.update(summary)
     finally:
         ledger.flush()
@@ -200,6 +212,10 @@ def _worker_job(config: JobConfig, output: Output, plan: _Plan, placement: Place
 
 def _publish(config: JobConfig, output: Output, summary: Summary) -> None:
     output.storage.put(f"_control/runs/{summary.run}/summary.json", summary.document())
+    _publish_elsewhere(config, summary)
+
+
+def _publish_elsewhere(config: JobConfig, summary: Summary) -> None:
     if config.json_summary:
         folder, _, name = config.json_summary.rpartition("/")
         open_storage(folder or ".").put(name, summary.document())

@@ -22,6 +22,13 @@ class Placement:
     max_workers: int
     gpus: float
     cpus: int
+    fitting: int
+    """Workers that the nodes of now have room for."""
+
+    def __str__(self) -> str:
+        number = f"{self.min_workers}" if self.min_workers == self.max_workers else f"{self.min_workers} to {self.max_workers}"
+        gpus = f"{self.gpus:g} GPU and " if self.gpus else ""
+        return f"{number} on {self.device}, {gpus}{self.cpus} CPU cores each"
 
     @property
     def device(self) -> str:
@@ -53,7 +60,7 @@ def place_workers(config: JobConfig, nodes: Sequence[Mapping[str, float]]) -> Pl
             "or give --workers MIN:MAX where nodes join later"
         )
     low, high = asked or (fitting, fitting)
-    return Placement(low, high, gpus, cpus)
+    return Placement(low, high, gpus, cpus, max(0, fitting))
 
 
 def _fit(node: Mapping[str, float], gpus: float, cpus: int) -> int:

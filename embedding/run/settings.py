@@ -9,6 +9,7 @@ import embedding
 from embedding.config import JobConfig, Precision
 from embedding.corpus.output import JobSettings
 from embedding.corpus.reader import Columns
+from embedding.errors import ConfigError
 from embedding.model.batching import default_batch_tokens
 from embedding.model.spec import ModelSpec
 
@@ -38,14 +39,21 @@ def columns_of(config: JobConfig) -> Columns:
 
 
 def first_choices(config: JobConfig, model: ModelSpec, device: str) -> dict[str, int]:
-    """What shapes units and batches, chosen for a new output; later runs keep it."""
+    """What shapes units and batches, chosen for a new output; later runs keep it.
+
+    Raises:
+        ConfigError: a batch could not hold one text of the model's max_tokens.
+    """
+    if config.batch_tokens != "auto" and config.batch_tokens < model.max_tokens:
+        rule = f"--batch-tokens={config.batch_tokens} is below the model's max_tokens={model.max_tokens}"
+        raise ConfigError(f"{rule}; raise it or give a lower --max-tokens")
     return {
         "unit_rows": _DEFAULTS[device].unit_rows if config.unit_rows == "auto" else config.unit_rows,
         "batch_tokens": default_batch_tokens(device, model.max_tokens) if config.batch_tokens == "auto" else config.batch_tokens,
     }
 
 
-def job_settings(config: JobConfig, model: ModelSpec, kept: dict[str, int]) -> JobSettings:
+def job_settings(config: JobConfig, model: ModelSpec, kept: dict[str, int], inputs: tuple[str, ...]) -> JobSettings:
     """The settings of this run."""
     return JobSettings(
         vectors={
@@ -56,7 +64,7 @@ def job_settings(config: JobConfig, model: ModelSpec, kept: dict[str, int]) -> J
             "token_columns": config.token_columns,
         },
         kept=kept,
-        input=config.input,
+        input=inputs,
         versions=installed_versions(),
     )
 

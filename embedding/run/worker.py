@@ -67,8 +67,8 @@ def read_stage(batch: pa.Table, columns: Columns, attempts: Attempts, max_attemp
         return read_result(text, None, f"its reader died {max_attempts} times; {unit.source.uri} may be damaged or too large", started)
     try:
         return read_result(text, encode_rows(read_unit(unit, columns)), None, started)
-    except EmbeddingJobError as error:
-        return read_result(text, None, str(error), started)
+    except Exception as error:  # noqa: BLE001  (whatever a file does to its reader, the run goes on without it)
+        return read_result(text, None, _reason(error), started)
     finally:
         attempts.settle(key)
 
@@ -106,8 +106,14 @@ class EmbeddingWorker:
                 return self._commit(unit, rows)
             except Exception as caught:  # whatever a unit does, the run goes on without it
                 log.warning("unit %s failed in attempt %d", unit.id, attempt, exc_info=not isinstance(caught, EmbeddingJobError))
-                error = str(caught) if isinstance(caught, EmbeddingJobError) else f"{type(caught).__name__}: {caught}"
+                error = _reason(caught)
         return self._failed(unit, f"{error} (set aside after {self._job.max_unit_attempts} attempts)")
+
+    def _note(self, batch_tokens: int) -> str:
+        notes = [] if self._embedder.packed else [f"the model runs {self._embedder.description['batches']}"]
+        if batch_tokens < self._job.batch_tokens:
+            notes.append(f"batches of {self._job.batch_tokens} tokens do not fit the memory of {self._name}; it uses {batch_tokens}")
+        return "; ".join(notes)
 
     def _failed(self, unit: Unit, error: str) -> CommitRecord:
         return CommitRecord.of(unit, worker=self._name, error=error)
@@ -154,6 +160,7 @@ class EmbeddingWorker:
             encode_seconds=encoded - locked,
             write_seconds=time.perf_counter() - encoded,
             worker=self._name,
+            note=self._note(embedded.batch_tokens),
         )
 
 
@@ -174,3 +181,7 @@ def _side_by_side(left: pa.Table, right: pa.Table) -> pa.Table:
     for name in right.column_names:
         left = left.append_column(right.schema.field(name), right.column(name))
     return left
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, EmbeddingJobError) else f"{type(error).__name__}: {error}"

@@ -34,7 +34,7 @@ def test_lists_can_be_repeated_or_given_at_once() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--output", "o"], "--input"),
+        (["--output", "o"], "--input is missing; say it on the command line, in --config or as EMBED_INPUT"),
         ([*NEEDED, "--batch-token", "5"], "Did you mean --batch-tokens?"),
         ([*NEEDED, "--batch-tokens", "0"], "--batch-tokens='0' is refused"),
         ([*NEEDED, "--pooling", "median"], "--pooling='median' is refused"),
@@ -57,11 +57,33 @@ def test_a_wrong_option_is_one_sentence_and_exit_code_2(arguments: list[str], se
     assert printed.out == ""
 
 
-def test_an_unknown_key_in_the_file_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("input: [a]\noutput: o\nbatch_token: 5\n", "'batch_token' is no option; did you mean 'batch_tokens'?"),
+        ("input: [a", "is no YAML"),
+        ("- input", "must hold one option a line"),
+        ("input: [a]\noutput: o\nnormalize: maybe\n", "--normalize='maybe' is refused"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
-    file.write_text("input: [a]\noutput: o\nbatch_token: 5\n")
-    with pytest.raises(ConfigError, match="batch_token"):
+    file.write_text(text)
+    with pytest.raises(ConfigError) as refusal:
         parse(["--config", str(file)])
+    assert sentence in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_values_of_the_file_are_what_is_written_there(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(
+        "input: corpus\noutput: o\nworkers: 1:3\nnormalize: no\nrestart: true\nid_column: null\nkeep_columns:\nmax_tokens: 64\n"
+    )
+    config = parse(["--config", str(file)])
+    assert config is not None
+    assert (config.worker_range(), config.normalize, config.restart, config.max_tokens) == ((1, 3), "no", True, 64)
+    assert (config.input, config.id_column, config.keep_columns) == (("corpus",), None, ())
 
 
 def test_restart_without_a_terminal_needs_yes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,6 +74,12 @@ def test_a_second_run_does_what_changed_and_nothing_else(storage_root: str, embe
     assert outputs.control(output, "manifest.parquet")["shard"].to_pylist() == list(outputs.shards(output))
 
 
+def test_a_batch_that_cannot_hold_a_text_is_refused(embed: Embed, tmp_path: Path) -> None:
+    source = corpora.plain(rows=4, files=1).write(tmp_path / "in")
+    with pytest.raises(ConfigError, match=r"--batch-tokens=10 is below the model's max_tokens=160"):
+        embed(input=source, output=str(tmp_path / "out"), batch_tokens=10)
+
+
 def test_settings_that_change_vectors_are_refused(tmp_path: Path, embed: Embed) -> None:
     source, output = corpora.plain(rows=10, files=1).write(str(tmp_path / "in")), str(tmp_path / "out")
     embed(input=source, output=output)
@@ -169,7 +175,7 @@ def test_what_can_be_known_is_refused_before_anything_is_written(embed: Embed, t
 
 
 def test_shards_are_not_removed_by_a_slip_of_the_options(embed: Embed, tmp_path: Path) -> None:
-    corpora.plain(rows=20, files=2).write(tmp_path / "in")
+    corpora.plain(rows=20, files=2, row_group_rows=10).write(tmp_path / "in")
     one, both, output = str(tmp_path / "in" / "part-0.parquet"), str(tmp_path / "in"), str(tmp_path / "out")
     embed(input=both, output=output)
     before = outputs.shards(output)
@@ -178,8 +184,13 @@ def test_shards_are_not_removed_by_a_slip_of_the_options(embed: Embed, tmp_path:
     with pytest.raises(ConfigError, match="--limit-rows=3 leaves rows out"):
         embed(input=both, output=output, limit_rows=3)
     assert outputs.shards(output) == before
+    with pytest.raises(ConfigError, match="say --yes"):
+        embed(input=one, output=output, dry_run=True)
     assert embed(input=one, output=output, yes=True).status == "complete"
     assert outputs.table(output)["id"].to_pylist() == list(range(10))
+    embed(input=[one, str(tmp_path / "in" / "part-1.parquet")], output=output)
+    with pytest.raises(ConfigError, match=r"--input no longer names .*part-1\.parquet"):  # inputs that came later are guarded too
+        embed(input=one, output=output)
 
 
 def test_input_on_one_store_and_output_on_the_other(embed: Embed, s3: S3Server, tmp_path: Path) -> None:

@@ -19,11 +19,11 @@ def config(**options: Any) -> JobConfig:
 
 
 def test_a_laptop_gets_one_worker_with_all_its_cores() -> None:
-    assert place_workers(config(), [{"CPU": 3.0}]) == Placement(1, 1, 0.0, 2)
+    assert place_workers(config(), [{"CPU": 3.0}]) == Placement(1, 1, 0.0, 2, fitting=1)
 
 
 def test_every_gpu_gets_a_worker() -> None:
-    assert place_workers(config(), [HEAD, GPU_NODE, GPU_NODE]) == Placement(16, 16, 1.0, 1)
+    assert place_workers(config(), [HEAD, GPU_NODE, GPU_NODE]) == Placement(16, 16, 1.0, 1, fitting=16)
     assert place_workers(config(gpus_per_worker=0.5), [HEAD, GPU_NODE]).max_workers == 16
     assert place_workers(config(gpus_per_worker=0), [HEAD, GPU_NODE]).device == "cpu"
 
@@ -38,8 +38,8 @@ def test_a_cluster_of_workers_keeps_half_a_cpu_for_reads() -> None:
 
 
 def test_the_user_decides() -> None:
-    assert place_workers(config(workers="1:64", gpus_per_worker=1), [HEAD]) == Placement(1, 64, 1.0, 1)
-    assert place_workers(config(workers="3"), [HEAD]) == Placement(3, 3, 0.0, 3)
+    assert place_workers(config(workers="1:64", gpus_per_worker=1), [HEAD]) == Placement(1, 64, 1.0, 1, fitting=0)
+    assert place_workers(config(workers="3"), [HEAD]) == Placement(3, 3, 0.0, 3, fitting=1)
 
 
 @pytest.mark.parametrize("options", [{"gpus_per_worker": 1}, {"cpus_per_worker": 64}])
