@@ -92,10 +92,12 @@ class JobConfig(BaseModel):
     )
 
     batch_tokens: Annotated[Literal["auto"] | PositiveInt, _SPEED] = Field(
-        "auto", description="Tokens encoded in one batch; the first run's choice is kept with the output."
+        "auto",
+        description="Tokens encoded in one batch; auto: 131072 on GPUs, 2048 on CPUs. The first run's choice is kept with the output.",
     )
     unit_rows: Annotated[Literal["auto"] | PositiveInt, _SPEED] = Field(
-        "auto", description="Rows in one work unit, and so in one shard; the first run's choice is kept with the output."
+        "auto",
+        description="Rows in a work unit, and so in a shard; auto: 65536 on GPUs, 2048 on CPUs. The first run's choice is kept with the output.",
     )
     workers: Annotated[str, _SPEED] = Field(
         "auto", description="Encoder processes: auto (as many as fit the cluster), N, or MIN:MAX (grows and shrinks)."
