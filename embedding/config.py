@@ -97,7 +97,7 @@ class JobConfig(BaseModel):
     )
     unit_rows: Annotated[Literal["auto"] | PositiveInt, _SPEED] = Field(
         "auto",
-        description="Rows in a work unit, and so in a shard; auto: 65536 on GPUs, 2048 on CPUs. The first run's choice is kept with the output.",
+        description="Rows in a work unit, and so in a shard; auto: 65536 on GPUs, 2048 on CPUs. The first run's choice is kept.",
     )
     workers: Annotated[str, _SPEED] = Field(
         "auto", description="Encoder processes: auto (as many as fit the cluster), N, or MIN:MAX (grows and shrinks)."
