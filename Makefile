@@ -5,11 +5,14 @@ USABLE := 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+BENCH_PYTHON ?= $(BIN)/python
+# A GPU machine need not have the environment of this folder: make bench-gpu BENCH_PYTHON=python3.
+
+.PHONY: help demo test bench bench-gpu lint format clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
-	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/demo.stamp  ## Embed the docstrings of Python's standard library and search them in plain English
 	$(BIN)/python jobs/demo_corpus.py demo/corpus
@@ -27,6 +30,13 @@ lint: .venv/dev.stamp  ## Check style, formatting and types
 format: .venv/dev.stamp  ## Rewrite the sources in the house format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+bench: .venv/dev.stamp  ## Measure every stage and the peers on this CPU, a few minutes
+	$(BIN)/python -m benchmarks.bench --out benchmarks/results/cpu-minilm-$$(date -u +%F).json
+
+bench-gpu:  ## The same on the GPU of this machine
+	$(BENCH_PYTHON) -m benchmarks.bench --device cuda --model bert-base --out benchmarks/results/cuda-bert-base-$$(date -u +%F).json
+	$(BENCH_PYTHON) -m benchmarks.bench --device cuda --model minilm --out benchmarks/results/cuda-minilm-$$(date -u +%F).json
 
 clean:  ## Remove the environment, the demo and every cache
 	rm -rf .venv demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

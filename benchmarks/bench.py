@@ -1,0 +1,184 @@
+"""Measure every stage of the job and its peers side by side, without Ray: `python -m benchmarks.bench --help`.
+
+Prints a Markdown table and writes all raw times as JSON. docs/performance.md says how to read them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import get_args
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from benchmarks.data import SHAPES, BenchModel, ModelName, make_model, make_texts
+from benchmarks.peers import OURS, peers_stage
+from benchmarks.stages import Result, Setting, cuda_sweep, encoder_stage, parquet_stage, tokenizer_stage, write_stage
+from embedding.config import Precision
+
+STAGES = ("tokenizer", "encoder", "write", "parquet", "peers", "sweep")
+_LIBRARIES = ("torch", "transformers", "tokenizers", "nanotoken", "pyarrow", "numpy", "sentence-transformers", "onnxruntime")
+_TOKENIZED_TOKENS = 400_000
+"""The tokenizer stage takes a longer corpus: it is fast."""
+
+
+def main(words: Sequence[str] | None = None) -> Result:
+    """Run what the command line asks for."""
+    options = _options(words)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.simplefilter("ignore")  # the exporter and the peers warn of their own internals
+    torch.set_num_threads(options.threads)
+    started = time.time()
+    with tempfile.TemporaryDirectory() as scratch:
+        model = make_model(options.model, Path(scratch))
+        found: Result = {
+            "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(started)),
+            "command": " ".join(words if words is not None else sys.argv[1:]),
+            "model": {"name": model.name, "weights": model.weights, "layers, width, heads": SHAPES[model.name]},
+            "hardware": hardware(options.device, options.threads) | {"note": options.note},
+            "versions": dict(_versions()),
+            "rounds": options.rounds,
+            "corpora": {lengths: _measure(lengths, model, options, Path(scratch)) for lengths in options.lengths},
+        }
+    found["seconds"] = time.time() - started
+    found["load_average_after"] = os.getloadavg()
+    sys.stdout.write(table(found) + "\n")
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def _measure(lengths: str, model: BenchModel, options: argparse.Namespace, scratch: Path) -> Result:
+    """All stages on one corpus; a stage whose libraries are not here is listed with what is missing."""
+    texts = make_texts(lengths, model, options.tokens)
+    setting = Setting.of(model, texts, options.device, options.precision[0], options.rounds)
+    more = make_texts(lengths, model, min(_TOKENIZED_TOKENS, 10 * options.tokens))
+    stages: dict[str, Callable[[], object]] = {
+        "tokenizer": lambda: tokenizer_stage(Setting.of(model, more, options.device, "fp32", options.rounds)),
+        "encoder": lambda: {
+            precision: encoder_stage(Setting.of(model, texts, options.device, precision, options.rounds)) for precision in options.precision
+        },
+        "write": lambda: write_stage(setting, scratch),
+        "parquet": lambda: parquet_stage(setting, scratch),
+        "peers": lambda: peers_stage(setting, scratch),
+        "sweep": lambda: cuda_sweep(setting, options.precision),
+    }
+    found: Result = {"texts": len(texts), "batch_tokens": setting.batch_tokens, "stages": {}, "not_measured": {}}
+    for name in options.stages:
+        try:
+            found["stages"][name] = stages[name]()
+        except ImportError as error:
+            found["not_measured"][name] = str(error)
+    return found
+
+
+def _options(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--model", choices=get_args(ModelName), default="minilm", help="tiny is for the tests")
+    parser.add_argument("--lengths", nargs="+", help="demo, lognormal:MEDIAN or uniform:LOW-HIGH, in tokens")
+    parser.add_argument("--precision", nargs="+", choices=get_args(Precision), help="the first is compared with the peers")
+    parser.add_argument("--tokens", type=int, help="size of each corpus")
+    parser.add_argument("--rounds", type=int, help="times that each contestant runs")
+    parser.add_argument("--stages", nargs="+", choices=STAGES)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads of torch and ONNX Runtime")
+    parser.add_argument("--quick", action="store_true", help="small corpora and few rounds: to see it work, not to quote")
+    parser.add_argument("--note", default="", help="kept in the result, such as what else ran on the machine")
+    parser.add_argument("--out", type=Path, help="where the JSON goes")
+    options = parser.parse_args(words)
+    cuda = options.device == "cuda"
+    options.lengths = options.lengths or (["uniform:50-300", "lognormal:50"] if cuda else ["demo", "lognormal:32"])
+    options.precision = options.precision or (["bf16", "fp16"] if cuda else ["fp32", "bf16"] if _has_amx() else ["fp32"])
+    options.tokens = options.tokens or (2_000 if options.quick else 4_000_000 if cuda else 24_000)
+    options.rounds = options.rounds or (2 if options.quick else 5)
+    options.stages = options.stages or [stage for stage in STAGES if cuda or stage != "sweep"]
+    return options
+
+
+def hardware(device: str, threads: int) -> Result:
+    """What computes."""
+    found: Result = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": threads,
+        "load_average_before": os.getloadavg(),
+        "amx": _has_amx(),
+        "python": platform.python_version(),
+    }
+    return found
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _has_amx() -> bool:
+    """Whether half precision pays on this CPU."""
+    info = Path("/proc/cpuinfo")
+    return info.exists() and "amx_bf16" in info.read_text()
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in _LIBRARIES:
+        try:
+            yield name, version(name)
+        except PackageNotFoundError:
+            yield name, "not installed"
+
+
+def table(found: Result) -> str:
+    """The medians as one Markdown table, a column for each corpus."""
+    columns = {lengths: dict(_rows(corpus)) for lengths, corpus in found["corpora"].items()}
+    labels = list(dict.fromkeys(label for cells in columns.values() for label in cells))
+    head = [f"{found['model']['name']}, {found['hardware']['device']}, {found['hardware']['threads']} threads", *columns]
+    lines = [head, ["---"] * len(head), *([label, *(cells.get(label, "not measured") for cells in columns.values())] for label in labels)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _rows(corpus: Result) -> Iterator[tuple[str, str]]:
+    stages = corpus["stages"]
+    if stage := stages.get("tokenizer"):
+        for name, speed in stage["megabytes_per_second"].items():
+            yield f"tokenizer: {name}", f"{speed:.1f} MB/s, {stage['tokens_per_second'][name]:,.0f} tokens/s"
+        yield "tokenizer: ratio", f"{stage['ratio']:.1f}, {stage['mismatches']} of {stage['texts']:,} texts cut otherwise"
+    for precision, stage in stages.get("encoder", {}).items():
+        yield f"encoder {precision}", f"{stage['tokens_per_second']:,.0f} tokens/s"
+        yield f"encoder {precision}: share of the matrix rate", f"{stage['mfu']:.0%} of {stage['matrix_tflops']:.2f} TFLOP/s"
+        yield f"pooling and copy {precision}: share of encoding", f"{stage['pooling_share']:.1%}"
+    if stage := stages.get("write"):
+        yield "shard write", f"{stage['rows_per_second']:,.0f} rows/s, {stage['megabytes_per_second']:.0f} MB/s"
+    if stage := stages.get("parquet"):
+        for name, speed in stage["tokens_per_second"].items():
+            yield name, f"{speed:,.0f} tokens/s"
+        yield "Parquet to Parquet: share of the encoder alone", f"{stage['share_of_encoder_alone']:.1%}"
+    if stage := stages.get("peers"):
+        yield f"texts to vectors: {OURS}", f"{stage['tokens_per_second'][OURS]:,.0f} tokens/s"
+        for name, times_faster in stage["ratio"].items():
+            yield f"texts to vectors: {name}", f"{stage['tokens_per_second'][name]:,.0f} tokens/s; we are {times_faster:.2f}x as fast"
+        for name, reason in stage["not_measured"].items():
+            yield f"texts to vectors: {name}", f"not measured: {reason}"
+    for one in stages.get("sweep", []):
+        label = f"encoder {one['precision']}, batches of {one['batch_tokens']:,}{', compiled' if one['compiled'] else ''}"
+        measured = f"{one.get('tokens_per_second', 0):,.0f} tokens/s, {one.get('mfu', 0):.0%}"
+        yield label, f"not measured: {one['not_measured']}" if "not_measured" in one else measured
+    for name, reason in corpus["not_measured"].items():
+        yield name, f"not measured: {reason}"
+
+
+if __name__ == "__main__":
+    main()

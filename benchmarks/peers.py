@@ -1,0 +1,183 @@
+"""Texts -> vectors by others, on the same texts in the same rounds."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+import torch
+from torch.nn.functional import normalize
+from transformers import AutoModel
+
+from benchmarks.data import SHAPES, BenchModel
+from benchmarks.stages import Result, Setting
+from benchmarks.timing import interleave, rate, ratio
+from embedding.config import Precision
+from embedding.model.embedder import Embedder
+from embedding.model.encoder import DTYPES
+
+Vectors: TypeAlias = npt.NDArray[np.float32]
+Embed: TypeAlias = Callable[[list[str], int], Vectors]
+"""(texts, rows in a batch) -> vectors [rows, width], length 1."""
+
+_BATCH_ROWS = {"cpu": (8, 32, 128), "cuda": (128, 512, 2048)}
+OURS = "this project"
+
+
+def peers_stage(setting: Setting, scratch: Path) -> Result:
+    """The project and each peer with the batch size that suits it best on these texts."""
+    embedder = Embedder(setting.model.spec(setting.precision), device=setting.device, threads=torch.get_num_threads())
+
+    def ours() -> Vectors:
+        return embedder.embed(embedder.tokenize(setting.texts), setting.batch_tokens).vectors_RD
+
+    expected = ours()
+    missing: dict[str, str] = {}
+    batch_rows: dict[str, int] = {}
+    cosines: dict[str, float] = {}
+    contestants: dict[str, Callable[[], Vectors]] = {OURS: ours}
+    for name, make in _peers(setting, scratch).items():
+        try:
+            embed = make()
+            batch_rows[name] = _best_batch(embed, setting)
+        except Exception as error:  # noqa: BLE001 - a peer that is not there or cannot run is a line of the table
+            missing[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            continue
+        contestants[name] = _bind(embed, setting.texts, batch_rows[name])
+        found = contestants[name]().astype(np.float64)
+        found /= np.linalg.norm(found, axis=1, keepdims=True)
+        cosines[name] = float(np.einsum("rd,rd->r", found, expected / np.linalg.norm(expected, axis=1, keepdims=True)).min())
+    times = interleave(contestants, setting.rounds, warm=False)
+    tokens = len(embedder.tokenize(setting.texts).ids)
+    return {
+        "precision": setting.precision,
+        "seconds": times,
+        "tokens_per_second": {name: rate(tokens, value) for name, value in times.items()},
+        "rows_per_second": {name: rate(len(setting.texts), value) for name, value in times.items()},
+        "ratio": {name: ratio(times[OURS], value) for name, value in times.items() if name != OURS},
+        "batch_rows": batch_rows,
+        "worst_cosine_to_this_project": cosines,
+        "not_measured": missing,
+    }
+
+
+def _bind(embed: Embed, texts: list[str], rows: int) -> Callable[[], Vectors]:
+    return lambda: embed(texts, rows)
+
+
+def _best_batch(embed: Embed, setting: Setting) -> int:
+    """Tried on every third text, after one batch that warms up; the faster of two tries counts."""
+    sample = setting.texts[::3]
+    embed(sample[:8], 8)
+    best: dict[int, float] = {}
+    for rows in (*_BATCH_ROWS[setting.device], *_BATCH_ROWS[setting.device]):
+        started = time.perf_counter()
+        embed(sample, rows)
+        best[rows] = min(time.perf_counter() - started, best.get(rows, np.inf))
+    return min(best, key=lambda rows: best[rows])
+
+
+def _peers(setting: Setting, scratch: Path) -> dict[str, Callable[[], Embed]]:
+    found: dict[str, Callable[[], Embed]] = {
+        "sentence-transformers": lambda: _sentence_transformers(setting.model, setting.device, setting.precision),
+        "transformers, padded": lambda: _padded(setting.model, setting.device, setting.precision),
+    }
+    if setting.device == "cpu" and setting.precision == "fp32":
+        found["ONNX Runtime fp32"] = lambda: _onnx(setting.model, scratch / "model.onnx")
+    return found
+
+
+def _sentence_transformers(model: BenchModel, device: str, precision: Precision) -> Embed:
+    """Sorts by length itself; on a GPU its weights are cast, as its documentation advises for speed."""
+    from sentence_transformers import SentenceTransformer
+
+    peer = SentenceTransformer(str(model.folder), device=device, model_kwargs={"dtype": DTYPES[precision]})
+    peer.max_seq_length = model.max_tokens
+
+    def embed(texts: list[str], rows: int) -> Vectors:
+        found = peer.encode(texts, batch_size=rows, show_progress_bar=False, normalize_embeddings=True)
+        return np.asarray(found, dtype=np.float32)
+
+    return embed
+
+
+def _padded(model: BenchModel, device: str, precision: Precision) -> Embed:
+    peer = AutoModel.from_pretrained(model.folder, dtype=DTYPES[precision], attn_implementation="sdpa").eval().to(device)
+
+    def run(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            hidden: torch.Tensor = peer(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state
+            return hidden
+
+    return _sorted_batches(model, run)
+
+
+def _sorted_batches(model: BenchModel, run: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Embed:
+    """Tokenize, sort, pad each batch to its longest row, run, mean."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(model.folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(model.max_tokens)
+
+    def embed(texts: list[str], rows: int) -> Vectors:
+        ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
+        order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
+        vectors = np.empty((len(ids), SHAPES[model.name][1]), np.float32)
+        for start in range(0, len(order), rows):
+            batch = order[start : start + rows]
+            padded = np.zeros((len(batch), len(ids[batch[0]])), np.int64)
+            mask = np.zeros_like(padded)
+            for place, row in enumerate(batch):
+                padded[place, : len(ids[row])] = ids[row]
+                mask[place, : len(ids[row])] = 1
+            hidden = run(torch.from_numpy(padded), torch.from_numpy(mask)).float()
+            weights = torch.from_numpy(mask).to(hidden.device).unsqueeze(2).float()
+            vectors[batch] = normalize((hidden * weights).sum(1) / weights.sum(1), dim=1).cpu().numpy()
+        return vectors
+
+    return embed
+
+
+class _Exported(torch.nn.Module):
+    """ids and mask -> hidden states; the mask is widened here, as the exporter loses what transformers does with a flat one."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.model = AutoModel.from_pretrained(folder, attn_implementation="sdpa").eval()
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        scores = ((1.0 - mask[:, None, None, :].float()) * -1e30).expand(-1, -1, mask.shape[1], -1)
+        hidden: torch.Tensor = self.model(input_ids=ids, attention_mask=scores).last_hidden_state
+        return hidden
+
+
+def _onnx(model: BenchModel, path: Path) -> Embed:
+    """Exported by torch, its attention, GELU and layer norms fused by ONNX Runtime's own optimizer where that knows them."""
+    onnxruntime = import_module("onnxruntime")  # no dependency of ours, and without types
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    ids, mask = torch.randint(1000, 20_000, (3, 17)), torch.ones((3, 17), dtype=torch.int64)
+    shape: Any = {0: torch.export.Dim("rows", min=1, max=65_536), 1: torch.export.Dim("length", min=2, max=512)}
+    torch.onnx.export(
+        _Exported(model.folder),
+        (ids, mask),
+        str(path),
+        input_names=["ids", "mask"],
+        dynamo=True,
+        dynamic_shapes=(shape, shape),
+        verbose=False,
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(session.run(None, {"ids": ids.numpy(), "mask": mask.numpy()})[0])
+
+    return _sorted_batches(model, run)

@@ -1,0 +1,254 @@
+"""The job's own stages, one by one and joined, without Ray."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import torch
+
+from benchmarks.data import SHAPES, BenchModel
+from benchmarks.timing import interleave, rate, ratio
+from embedding.config import Precision
+from embedding.model.batching import batch_end, default_batch_tokens, longest_first
+from embedding.model.embedder import Embedder
+from embedding.model.encoder import DTYPES, Encoder, PackedBatch, pack
+from embedding.model.pooling import Head
+from embedding.model.tokenizer import TokenizedTexts
+from embedding.model.tokenizer import Tokenizer as JobTokenizer
+
+Result = dict[str, Any]
+
+_UNITS = 4
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all stages of one table share."""
+
+    model: BenchModel
+    texts: list[str]
+    device: str
+    precision: Precision
+    rounds: int
+    batch_tokens: int
+
+    @classmethod
+    def of(cls, model: BenchModel, texts: list[str], device: str, precision: Precision, rounds: int) -> Setting:
+        """With the batch that the job would take."""
+        return cls(model, texts, device, precision, rounds, default_batch_tokens(device, model.max_tokens))
+
+
+def tokenizer_stage(setting: Setting) -> Result:
+    """Texts -> flat ids, against `tokenizers` on the same cores, with the number of texts that are cut otherwise."""
+    spec = setting.model.spec("fp32")
+    ours = JobTokenizer(spec, setting.model.folder)
+    theirs = tokenizers.Tokenizer.from_file(str(setting.model.folder / "tokenizer.json"))
+    theirs.no_padding()
+    theirs.enable_truncation(setting.model.max_tokens)
+    found, expected = ours(setting.texts), theirs.encode_batch_fast(setting.texts)
+    mismatches = sum(a.tolist() != b.ids for a, b in zip(np.split(found.ids, found.offsets[1:-1]), expected, strict=True))
+    size = sum(len(text.encode()) for text in setting.texts)
+    name = "nanotoken" if ours.is_fast else "the job's"
+    times = interleave({name: lambda: ours(setting.texts), "tokenizers": lambda: theirs.encode_batch_fast(setting.texts)}, setting.rounds)
+    return {
+        "texts": len(setting.texts),
+        "mismatches": mismatches,
+        "seconds": times,
+        "megabytes_per_second": {key: rate(size / 1e6, value) for key, value in times.items()},
+        "tokens_per_second": {key: rate(len(found.ids), value) for key, value in times.items()},
+        "ratio": ratio(times[name], times["tokenizers"]),
+    }
+
+
+def encoder_stage(setting: Setting, *, batch_tokens: int | None = None, compiled: bool = False) -> Result:
+    """Batches -> hidden states, pooling with the copy back, and the matrix products alone, in the same rounds."""
+    spec, device = setting.model.spec(setting.precision), torch.device(setting.device)
+    tokens = JobTokenizer(spec, setting.model.folder)(setting.texts)
+    encoder = Encoder(spec, setting.model.folder, device, setting.precision)
+    if compiled:
+        encoder._model = torch.compile(encoder._model, dynamic=True)  # type: ignore[assignment]  # still called as before
+    head = Head(spec, setting.model.folder, device, prompt_tokens=0)
+    budget = batch_tokens or setting.batch_tokens
+    batches = list(_batches(tokens, budget, device))
+    hidden = [encoder(batch) for batch in batches]
+    pinned = [torch.empty((len(batch.lengths), spec.dimensions), pin_memory=device.type == "cuda") for batch in batches]
+
+    def encode() -> None:
+        for batch in batches:
+            encoder(batch)
+
+    def pool() -> None:
+        with torch.inference_mode():
+            for states, batch, place in zip(hidden, batches, pinned, strict=True):
+                place.copy_(head(states, batch), non_blocking=True)
+
+    products = _products(setting.model, min(budget, len(tokens.ids)), DTYPES[setting.precision], device)
+    times = interleave({"encoder": encode, "pooling and copy": pool, "matrix products": products.run}, setting.rounds)
+    work = setting.model.flop(tokens.lengths)
+    matrix = [products.flop / time for time in times["matrix products"]]
+    mfu = np.median([work / time / peak for time, peak in zip(times["encoder"], matrix, strict=True)])
+    return {
+        "precision": setting.precision,
+        "batch_tokens": budget,
+        "compiled": compiled,
+        "packed": encoder.packed,
+        "tokens": len(tokens.ids),
+        "seconds": times,
+        "tokens_per_second": rate(len(tokens.ids), times["encoder"]),
+        "pooling_rows_per_second": rate(len(tokens.lengths), times["pooling and copy"]),
+        "pooling_share": 1 / (1 + ratio(times["pooling and copy"], times["encoder"])),
+        "matrix_tflops": float(np.median(matrix)) / 1e12,
+        "mfu": float(mfu),
+    }
+
+
+def _batches(tokens: TokenizedTexts, budget: int, device: torch.device) -> Iterator[PackedBatch]:
+    ordered = tokens.take(longest_first(tokens.lengths))
+    start = 0
+    while start < len(ordered.lengths):
+        end = batch_end(ordered.lengths, start, budget, padded=False)
+        ids = torch.from_numpy(ordered.ids[ordered.offsets[start] : ordered.offsets[end]])
+        yield pack(ids, ordered.lengths[start:end], device)
+        start = end
+
+
+@dataclass(frozen=True)
+class _Products:
+    """The matrix products of one layer on random data: four h x h, one h x 4h, one 4h x h, times `repeats`."""
+
+    pairs: list[tuple[torch.Tensor, torch.Tensor]]
+    flop: float
+    repeats: int
+
+    def run(self) -> None:
+        for _ in range(self.repeats):
+            for left, right in self.pairs:
+                torch.mm(left, right)
+
+
+def _products(model: BenchModel, rows: int, dtype: torch.dtype, device: torch.device) -> _Products:
+    _, width, _ = SHAPES[model.name]
+    shapes = [(width, width)] * 4 + [(width, 4 * width), (4 * width, width)]
+    # Weights are stored [out, in], and so are their stand-ins.
+    pairs = [
+        (torch.randn(rows, inner, device=device).to(dtype), torch.randn(outer, inner, device=device).to(dtype).t())
+        for inner, outer in shapes
+    ]
+    flop = sum(2.0 * rows * inner * outer for inner, outer in shapes)
+    repeats = max(1, round((2e13 if device.type == "cuda" else 5e10) / flop))
+    return _Products(pairs, repeats * flop, repeats)
+
+
+def write_stage(setting: Setting, scratch: Path) -> Result:
+    """Rows and random vectors -> shard bytes, checked, put to a local folder."""
+    import pyarrow as pa
+
+    from embedding.corpus.shard import shard_bytes, shard_table
+    from embedding.corpus.storage import open_storage
+
+    dim = SHAPES[setting.model.name][1]
+    vectors = np.random.default_rng(0).standard_normal((20_000, dim), dtype=np.float32)
+    copied = pa.table({"id": np.arange(len(vectors))})
+    storage = open_storage(str(scratch / "written"))
+    times = interleave({"write": lambda: storage.put("data/a.parquet", shard_bytes(shard_table(copied, vectors, {}), {}))}, setting.rounds)
+    return {
+        "seconds": times,
+        "rows_per_second": rate(len(vectors), times["write"]),
+        "megabytes_per_second": rate(vectors.nbytes / 1e6, times["write"]),
+    }
+
+
+class _Attempts:
+    """Counts nothing: what fails here is to be seen."""
+
+    def begin(self, key: str) -> int:
+        """Every try is the first."""
+        return len(key[:1])
+
+    def settle(self, key: str) -> None:
+        """Nothing to forget."""
+
+
+def parquet_stage(setting: Setting, scratch: Path) -> Result:
+    """Parquet -> read, tokenize, encode, write, put -> shards, two units at once, against the encoder alone on the same units.
+
+    The encoder alone is `Embedder.embed` on ready token ids, unit by unit, nothing beside it.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from embedding.corpus.ledger import records_from_table
+    from embedding.corpus.plan import plan_units
+    from embedding.corpus.reader import Columns, read_layouts
+    from embedding.corpus.sources import list_sources
+    from embedding.run.exchange import encode_unit
+    from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
+
+    source, columns = scratch / "corpus", Columns("text", ("id",))
+    source.mkdir(exist_ok=True)
+    pq.write_table(pa.table({"id": np.arange(len(setting.texts)), "text": setting.texts}), source / "a.parquet")
+    unit_rows = -(-len(setting.texts) // _UNITS)
+    units = list(plan_units(read_layouts(list_sources([str(source)]), columns), unit_rows=unit_rows, fingerprint="bench"))
+    spec, threads = setting.model.spec(setting.precision), torch.get_num_threads()
+    job = WorkerJob(
+        model=spec,
+        output=str(scratch / "vectors"),
+        batch_tokens=setting.batch_tokens,
+        columns=columns,
+        has_id=True,
+        token_columns=False,
+        provenance={},
+        max_unit_attempts=1,
+        device=setting.device,
+        threads=threads if setting.device == "cpu" else None,
+    )
+    attempts = _Attempts()
+    worker, alone = EmbeddingWorker(job, attempts), Embedder(spec, device=setting.device, threads=threads)
+    rows = [setting.texts[unit.first_row : unit.first_row + unit.num_rows] for unit in units]
+    ready = [alone.tokenize(texts) for texts in rows]
+
+    def whole() -> None:
+        batches = (pa.table({"unit": [encode_unit(unit)]}) for unit in units)
+        with ThreadPoolExecutor(2) as pool:
+            done = pool.map(lambda batch: worker(read_stage(batch, columns, attempts, 1)), batches)
+            errors = Counter(record.error for table in done for record in records_from_table(table))
+        assert set(errors) == {""}, errors
+
+    def encode() -> None:
+        for tokens in ready:
+            alone.embed(tokens, setting.batch_tokens)
+
+    times = interleave({"Parquet to Parquet": whole, "encoder alone": encode}, setting.rounds)
+    total = sum(len(tokens.ids) for tokens in ready)
+    return {
+        "units": len(units),
+        "seconds": times,
+        "tokens_per_second": {name: rate(total, value) for name, value in times.items()},
+        "share_of_encoder_alone": ratio(times["Parquet to Parquet"], times["encoder alone"]),
+        "rows_per_second": rate(len(setting.texts), times["Parquet to Parquet"]),
+    }
+
+
+def cuda_sweep(setting: Setting, precisions: tuple[Precision, ...]) -> list[Result]:
+    """The encoder by batch size, precision and torch.compile; what fails is listed with its reason."""
+    found: list[Result] = []
+    for precision in precisions:
+        for batch_tokens in (8_192, 16_384, 32_768, 65_536, 131_072, 262_144):
+            for compiled in (False, True):
+                one = Setting(setting.model, setting.texts, setting.device, precision, max(3, setting.rounds // 2), batch_tokens)
+                started = time.perf_counter()
+                try:
+                    found.append(encoder_stage(one, compiled=compiled))
+                except Exception as error:  # noqa: BLE001 - a row of the table, not the end of it
+                    cause = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                    found.append({"precision": precision, "batch_tokens": batch_tokens, "compiled": compiled, "not_measured": cause})
+                found[-1]["wall_seconds"] = time.perf_counter() - started
+    return found

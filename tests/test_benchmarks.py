@@ -1,0 +1,60 @@
+"""The benchmark runs and says what it measured; how fast anything is, is no matter here."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.bench import main, table
+from benchmarks.data import make_model, make_texts
+from benchmarks.timing import interleave, ratio
+
+
+@pytest.fixture(autouse=True)
+def _settings_stay() -> object:
+    threads = torch.get_num_threads()
+    with warnings.catch_warnings():
+        yield
+    torch.set_num_threads(threads)
+
+
+def test_the_quick_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = ["tokenizer", "encoder", "write", "parquet"]
+    words = ["--quick", "--model", "tiny", "--lengths", "lognormal:8", "--tokens", "300", "--precision", "fp32", "--stages", *stages]
+    found = main([*words, "--note", "a test", "--out", str(tmp_path / "results" / "tiny.json")])
+    assert json.loads((tmp_path / "results" / "tiny.json").read_text()).keys() == found.keys()
+    assert {"date", "model", "hardware", "versions", "rounds", "corpora"} <= found.keys()
+    assert found["hardware"]["note"] == "a test"
+    corpus = found["corpora"]["lognormal:8"]
+    assert list(corpus["stages"]) == stages
+    assert corpus["not_measured"] == {}
+    assert corpus["stages"]["tokenizer"]["mismatches"] == 0
+    for stage in (corpus["stages"]["encoder"]["fp32"], *(corpus["stages"][name] for name in stages if name != "encoder")):
+        assert {len(rounds) for rounds in stage["seconds"].values()} == {found["rounds"]}
+    assert table(found) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("lengths", "low", "high"), [("lognormal:8", 3, 80), ("uniform:5-9", 5, 9)])
+def test_texts_have_the_lengths_that_were_asked_for(lengths: str, low: int, high: int, tmp_path: Path) -> None:
+    texts = make_texts(lengths, make_model("tiny", tmp_path), 500)
+    sizes = [len(text.split()) + 2 for text in texts]  # a token a word, and two that frame them
+    assert low <= min(sizes) <= max(sizes) <= high
+    assert 500 <= sum(sizes) <= 500 + high
+    assert len(set(texts)) == len(texts)
+
+
+def test_lengths_that_are_unknown(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="say demo, lognormal:32 or uniform:50-300"):
+        make_texts("normal:3", make_model("tiny", tmp_path), 10)
+
+
+def test_rounds_are_interleaved() -> None:
+    calls: list[str] = []
+    times = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
+    assert "".join(calls) == "ab" + "ab" + "ba"
+    assert {name: len(found) for name, found in times.items()} == {"a": 2, "b": 2}
+    assert ratio([1.0, 1.0, 1.0], [1.0, 2.0, 9.0]) == 2.0
