@@ -144,6 +144,10 @@ class Storage:
         """The folder's full URL (s3://bucket/out, or a plain path on a local disk)."""
         return str(self._fs.unstrip_protocol(self._root)).removeprefix("file://")
 
+    @property
+    def _is_s3(self) -> bool:
+        return "s3" in self._fs.protocol
+
     def path(self, name: str) -> str:
         """The name's path on the file system."""
         return f"{self._root}/{name}"
@@ -195,7 +199,7 @@ class Storage:
                 data = with_retries(lambda: self._fs.cat_file(self.path(name)))
             except FileNotFoundError:
                 return None
-        return bytes(data), str(info.get("ETag") or info.get("etag"))
+        return bytes(data), str(info.get("ETag") or info.get("etag") or hashlib.sha256(data).hexdigest())
 
     def put_if_version(self, name: str, data: bytes, version: str) -> bool:
         """Replace the object if it still has `version`; whether this call's bytes are the ones that stand there now."""
@@ -206,7 +210,12 @@ class Storage:
                 return False
 
     def honours_conditional_puts(self, probe: str) -> bool:
-        """Whether a second put-if-absent of the name `probe` is refused; some stores accept the condition and ignore it."""
+        """Whether a second put-if-absent of the name `probe` is refused; some stores accept the condition and ignore it.
+
+        Never so on stores other than S3 and local disks, where the condition is only looked at before the put.
+        """
+        if not (self._is_s3 or is_local(self._fs)):
+            return False
         self.put_if_absent(probe, b"first")
         honoured = not self.put_if_absent(probe, b"second")
         self.delete([probe])
@@ -220,6 +229,12 @@ class Storage:
             with_retries(lambda: self._fs.rm([self.path(name) for name in names]))
 
     def _conditional_put(self, name: str, data: bytes, condition: dict[str, str]) -> bool:
+        if not self._is_s3:  # other libraries offer no condition by version: look, then put
+            seen = self.read_version(name)
+            if (seen and seen[1]) != condition.get("IfMatch"):
+                return False
+            self.put(name, data)
+            return True
         try:
             with_retries(lambda: self._fs.pipe_file(self.path(name), data, **condition))  # a 409 counts as passing, as S3 wants it
         except OSError as error:
@@ -229,7 +244,7 @@ class Storage:
         return True
 
     def _put_options(self) -> dict[str, Any]:
-        return {"chunksize": _SINGLE_PUT_BYTES} if "s3" in self._fs.protocol else {}
+        return {"chunksize": _SINGLE_PUT_BYTES} if self._is_s3 else {}
 
 
 class LocalStorage(Storage):
