@@ -270,8 +270,25 @@ def test_a_store_that_fails_at_the_end_does_not_fail_the_run(s3: S3Server, proxy
     assert "could not release the lease, the next run will wait 3600 s: " in caplog.text
 
 
-def test_a_passing_fault_does_not_end_the_renewing(s3: S3Server, proxy: FaultyProxy, no_waiting: None) -> None:
-    del no_waiting
+@pytest.mark.usefixtures("no_waiting")
+def test_a_holder_that_can_not_reach_the_store_does_not_outlive_its_time(s3: S3Server, proxy: FaultyProxy) -> None:
+    lease = Lease.acquire(open_storage(s3.folder()), "mine", 0.5)
+    proxy.faults.extend(["denied"] * 10_000)
+
+    def stopped() -> bool:
+        try:
+            lease.check()
+        except ConfigError as error:
+            return "is not allowed" in str(error)
+        return False
+
+    wait_until(stopped, what="the check to fail")
+    proxy.faults.clear()
+    lease.release()
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_passing_fault_does_not_end_the_renewing(s3: S3Server, proxy: FaultyProxy) -> None:
     storage = open_storage(s3.folder())
     with Lease.acquire(storage, "mine", SHORT) as lease:
         proxy.faults.extend(["denied"] * 2)

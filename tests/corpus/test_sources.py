@@ -131,7 +131,8 @@ def test_a_file_and_a_listing_tell_the_same_version(corpus: str) -> None:
     assert list_sources([f"{corpus}/a.parquet"]) == [source for source in list_sources([corpus]) if source.path == "a.parquet"]
 
 
-def test_an_empty_folder_named_like_a_file_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_or_pipe_named_like_a_file_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.parquet")  # opening it would wait for ever
     (tmp_path / "empty.parquet").mkdir()
     (tmp_path / "spark.parquet").mkdir()
     (tmp_path / "spark.parquet" / "part-0.parquet").write_bytes(b"content")
