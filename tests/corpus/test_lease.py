@@ -29,9 +29,9 @@ from tests.support.waiting import wait_until
 NAME = "_control/lease.json"
 LONG = 3600.0
 """Nobody waits for so long: what is told before was told at once."""
-LIVELY = 6.0
-"""Renewed every second, and no load makes a thread wait for six."""
-SHORT = 1.5
+LIVELY = 4.0
+"""Renewed every 0.7 s, and no load makes a thread wait for four."""
+SHORT = 1.0
 
 HOLD = """
 import sys

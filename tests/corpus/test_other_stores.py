@@ -24,8 +24,8 @@ def test_conditions_are_looked_at_before_the_put() -> None:
 
 def test_the_lease_is_held_and_what_is_not_promised_is_said(caplog: pytest.LogCaptureFixture) -> None:
     storage = open_storage("memory://lease")
-    with caplog.at_level(logging.WARNING, logger="embedding"), Lease.acquire(storage, "first", 1.5):
+    with caplog.at_level(logging.WARNING, logger="embedding"), Lease.acquire(storage, "first", 4.0):
         assert "ignores conditional puts" in caplog.text
         with pytest.raises(OutputBusyError, match="is held by run first"):
-            Lease.acquire(storage, "second", 1.5)
-    Lease.acquire(storage, "third", 1.5).release()
+            Lease.acquire(storage, "second", 4.0)
+    Lease.acquire(storage, "third", 4.0).release()

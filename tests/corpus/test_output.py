@@ -77,6 +77,12 @@ def test_what_does_not_shape_vectors_stays_as_it_was_begun(output: Output) -> No
     assert later.fingerprint == SETTINGS.fingerprint
 
 
+def test_the_inputs_of_the_last_run_are_remembered(output: Output) -> None:
+    output.begin(SETTINGS)
+    output.remember_inputs(SETTINGS, ("s3://b/elsewhere",))
+    assert output.settings() == replace(SETTINGS, input=("s3://b/elsewhere",))
+
+
 def test_settings_that_shape_vectors_are_refused_naming_each_old_and_new(output: Output) -> None:
     output.begin(SETTINGS)
     other = replace(SETTINGS, vectors={"model": "0123", "prompt": "query: ", "max_tokens": 128, "keep_columns": ["lang"], "dims": 64})

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from embedding.corpus.sources import list_sources, require_unchanged
+from embedding.corpus.sources import absolute, list_sources, require_unchanged
 from embedding.corpus.storage import open_storage
 from embedding.errors import ConfigError, CorpusError, SourceChangedError
 from tests.support.s3_server import S3Server
@@ -72,6 +72,14 @@ def test_overlapping_inputs_give_each_file_once(corpus: str) -> None:
     sources = list_sources(inputs)
     assert len({source.uri for source in sources}) == len(sources) == len(CORPUS)
     assert sources == sorted(sources)
+
+
+def test_an_input_is_named_the_same_from_everywhere(corpus: str) -> None:
+    assert absolute(corpus) == absolute(f"{corpus}/") == corpus
+    if not corpus.startswith("s3://"):
+        assert (
+            absolute(os.path.relpath(corpus)) == absolute(f"file://{corpus}") == absolute(f"{corpus}/sub/../*").removesuffix("/*") == corpus
+        )
 
 
 def test_the_order_of_inputs_does_not_matter_where_they_do_not_overlap(corpus: str) -> None:

@@ -120,7 +120,7 @@ def test_a_source_is_read_through_faults_at_any_request(fault: str, s3: S3Server
     read_layout(source, columns)
     read_unit(whole(source, 20), columns)
     for position in range(len(proxy.requests)):
-        proxy.faults.extend([""] * position + [fault] * 3)
+        proxy.faults.extend([""] * position + [fault] * 2)
         assert read_layout(source, columns).num_rows == 20
         assert read_unit(whole(source, 20), columns).text.to_pylist() == [row["text"] for row in corpus.rows]
         proxy.faults.clear()
