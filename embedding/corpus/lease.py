@@ -26,7 +26,7 @@ from embedding.errors import ConfigError, EmbeddingJobError, LeaseLostError, Out
 
 log = logging.getLogger(__name__)
 
-_NAME = "_control/lease.json"
+LEASE = "_control/lease.json"
 _RENEWALS_PER_LIFE = 6
 _LOOKS_PER_LIFE = 30
 
@@ -56,13 +56,13 @@ class _Holder:
         Raises:
             ConfigError: it is damaged.
         """
-        seen = storage.read_version(_NAME)
+        seen = storage.read_version(LEASE)
         if seen is None:
             return None
         try:
             return cls(**json.loads(seen[0])), seen[1]
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"{storage.url}/{_NAME} is damaged ({error!r}); if no run is at work on this output, delete it") from error
+            raise ConfigError(f"{storage.url}/{LEASE} is damaged ({error!r}); if no run is at work on this output, delete it") from error
 
 
 class Lease:
@@ -96,14 +96,14 @@ class Lease:
             since=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=seconds,
         )
-        while not storage.put_if_absent(_NAME, holder.encode()):
+        while not storage.put_if_absent(LEASE, holder.encode()):
             seen = _Holder.read(storage)
             if seen is None:
                 continue
             other, version = seen
             if not other.released and _process_alive(other.process) is not False:
                 _wait_for_silence(storage, other, version)
-            if storage.put_if_version(_NAME, holder.encode(), version):
+            if storage.put_if_version(LEASE, holder.encode(), version):
                 if not other.released:
                     log.warning("run %s on %s died holding the output; this run takes over", other.run, other.host)
                 break
@@ -153,7 +153,7 @@ class Lease:
         began = time.monotonic()  # others may see the change from now on, however late the answer comes
         seen = _Holder.read(self._storage)
         ours = seen is not None and seen[0].owner == holder.owner
-        if seen is not None and ours and self._storage.put_if_version(_NAME, holder.encode(), seen[1]):
+        if seen is not None and ours and self._storage.put_if_version(LEASE, holder.encode(), seen[1]):
             self._holder = holder
             self._renewed_at = began
         else:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from embedding.corpus.lease import LEASE
 from embedding.corpus.ledger import CommitRecord, parquet_bytes, read_ledger
 from embedding.corpus.plan import Unit
 from embedding.corpus.shard import shard_footer
@@ -32,6 +33,24 @@ _JOB = "_control/job.json"
 _REJECTED = "_control/rejected"
 _SHARD_NAME = re.compile(r"-\d{10,}-([0-9a-f]{16})\.parquet$")
 _FOOTER_THREADS = 32
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field(name, kind, nullable=False)
+        for name, kind in (
+            ("shard", pa.string()),
+            ("unit", pa.string()),
+            ("source", pa.string()),
+            ("source_version", pa.string()),
+            ("first_row", pa.int64()),
+            ("source_rows", pa.int64()),
+            ("rows", pa.int64()),
+            ("rejected", pa.int64()),
+            ("tokens", pa.int64()),
+            ("truncated", pa.int64()),
+            ("bytes", pa.int64()),
+        )
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -184,27 +203,6 @@ class Output:
         names = [*self.shards(), *self.storage.list("_control")]
         self.storage.delete([name for name in names if name not in (_JOB, LEASE)])
         self.storage.delete([_JOB])
-
-
-LEASE = "_control/lease.json"
-MANIFEST_SCHEMA = pa.schema(
-    [
-        pa.field(name, kind, nullable=False)
-        for name, kind in (
-            ("shard", pa.string()),
-            ("unit", pa.string()),
-            ("source", pa.string()),
-            ("source_version", pa.string()),
-            ("first_row", pa.int64()),
-            ("source_rows", pa.int64()),
-            ("rows", pa.int64()),
-            ("rejected", pa.int64()),
-            ("tokens", pa.int64()),
-            ("truncated", pa.int64()),
-            ("bytes", pa.int64()),
-        )
-    ]
-)
 
 
 def manifest(units: Iterable[Unit], committed: Mapping[str, int], records: Mapping[str, CommitRecord]) -> pa.Table:

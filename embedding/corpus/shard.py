@@ -69,7 +69,7 @@ def shard_bytes(table: pa.Table, footer: Mapping[str, object]) -> bytes:
     )
     data = sink.getvalue()
     written = pq.read_table(pa.BufferReader(data), columns=[EMBEDDING], use_threads=False)
-    if _vectors(written).tobytes() != _vectors(table).tobytes():
+    if not np.array_equal(_bits(written), _bits(table)):
         raise EmbeddingJobError("the shard does not read back as it was written; this machine's memory or Parquet library is faulty")
     return bytes(data.to_pybytes())
 
@@ -82,6 +82,7 @@ def shard_footer(file: BinaryIO) -> dict[str, Any]:
     return {key.removeprefix(FOOTER_KEY): json.loads(value) for key, value in found.items() if key.startswith(FOOTER_KEY)}
 
 
-def _vectors(table: pa.Table) -> NDArray[np.float32]:
+def _bits(table: pa.Table) -> NDArray[np.uint32]:
+    """The vectors' bit patterns: two NaNs can be the same, and two zeros differ."""
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column(EMBEDDING).chunks]
-    return np.concatenate(chunks) if chunks else np.empty(0, np.float32)
+    return (np.concatenate(chunks) if len(chunks) > 1 else chunks[0] if chunks else np.empty(0, np.float32)).view(np.uint32)

@@ -130,7 +130,8 @@ def _plan(
     stale = [name for name in committed if name not in claimed]
     done = [unit for unit in units if unit.shard in committed]
     pending = [unit for unit in units if unit.shard not in committed]
-    forgotten = [url for url in settings.input if url not in _inputs(config)]
+    inputs = _inputs(config)
+    forgotten = [url for url in settings.input if url not in inputs]
     if stale and (forgotten or config.limit_rows) and not config.yes:
         cause = f"--input no longer names {forgotten[0]}" if forgotten else f"--limit-rows={config.limit_rows} leaves rows out"
         loss = f"{len(stale)} finished shards of {output.url} would be removed"

@@ -123,7 +123,7 @@ class EmbeddingWorker:
         started = time.perf_counter()
         faults = text_faults(rows.text)
         good = np.delete(np.arange(unit.num_rows), list(faults))
-        tokens = self._embedder.tokenize(rows.text.take(good).to_pylist())
+        tokens = self._embedder.tokenize((rows.text.take(good) if faults else rows.text).to_pylist())
         tokenized = time.perf_counter()
         with self._device:
             locked, encode_started = time.perf_counter(), time.time()
@@ -142,7 +142,9 @@ class EmbeddingWorker:
         identified = rows.copied if self._job.has_id else _side_by_side(source_columns(unit), rows.copied)
         token_columns = {"num_tokens": pa.array(counts["num_tokens"], pa.int32()), "truncated": pa.array(counts["truncated"])}
         table = shard_table(
-            take_rows(identified, good[finite]), embedded.vectors_RD[finite], token_columns if self._job.token_columns else {}
+            take_rows(identified, good[finite]),
+            embedded.vectors_RD if finite.all() else embedded.vectors_RD[finite],
+            token_columns if self._job.token_columns else {},
         )
         data = shard_bytes(table, {"unit": asdict(unit), "record": facts, "provenance": self._job.provenance})
         if faults:  # before the shard, so that one commit covers both
