@@ -11,7 +11,7 @@ import s3fs
 from tenacity import wait_none
 
 from embedding.corpus import storage as storage_module
-from tests.corpus.faulty_proxy import FaultyProxy, faulty_proxy
+from tests.support.faulty_proxy import FaultyProxy, faulty_proxy
 from tests.support.s3_server import S3Server
 
 NOBODY = 65534

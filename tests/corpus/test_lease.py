@@ -21,7 +21,7 @@ import pytest
 from embedding.corpus.lease import Lease, _process_alive, process_identity
 from embedding.corpus.storage import Storage, open_storage
 from embedding.errors import ConfigError, LeaseLostError, OutputBusyError
-from tests.corpus.faulty_proxy import FaultyProxy
+from tests.support.faulty_proxy import FaultyProxy
 from tests.support.processes import running
 from tests.support.s3_server import S3Server
 from tests.support.waiting import wait_until

@@ -18,9 +18,9 @@ import pytest
 from embedding.corpus.reader import Columns, read_layout, read_unit
 from embedding.corpus.storage import Storage, explained, is_transient, open_storage, with_retries
 from embedding.errors import ConfigError, EmbeddingJobError, StorageError
-from tests.corpus.faulty_proxy import FaultyProxy
 from tests.corpus.reading import put_source, whole
 from tests.support.corpora import plain
+from tests.support.faulty_proxy import FaultyProxy
 from tests.support.s3_server import S3Server
 
 pytestmark = pytest.mark.usefixtures("no_waiting")

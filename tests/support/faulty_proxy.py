@@ -6,10 +6,10 @@ import http.client
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 ANSWERS = {
@@ -22,6 +22,10 @@ ANSWERS = {
 }
 """Faults that are answers: status and S3 error code. The others are `reset` (no answer), `lose reply` (the request is carried
 out, the answer is not) and `truncate` (half of the body)."""
+
+
+Watcher: TypeAlias = Callable[[Literal["before", "after"], str, str], None]
+"""Gets the moment, the method and the path with its query."""
 
 
 class FaultyProxy(ThreadingHTTPServer):
@@ -37,6 +41,8 @@ class FaultyProxy(ThreadingHTTPServer):
         """Requests whose path does not end so meet no fault."""
         self.requests: list[str] = []
         """Method and path of each request, in order of arrival."""
+        self.watchers: list[Watcher] = []
+        """Called in the request's thread before it is passed on and after it was carried out, before its answer goes back."""
 
     @property
     def endpoint(self) -> str:
@@ -80,6 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
         """The tests' output stays clean."""
 
     def _pass_on(self, fault: str, body: bytes) -> None:
+        self._tell("before")
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=30)
         upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():  # Host as it came: the signature covers it
@@ -88,6 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
         answer = upstream.getresponse()
         data = answer.read()
         upstream.close()
+        self._tell("after")
         if fault == "lose reply":
             self._hang_up()
             return
@@ -95,6 +103,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(answer.status, {"Content-Length": str(len(data)), **headers}, data[: len(data) // 2] if fault == "truncate" else data)
         if fault == "truncate":
             self._hang_up()
+
+    def _tell(self, moment: Literal["before", "after"]) -> None:
+        for watcher in self.server.watchers:
+            watcher(moment, self.command, self.path)
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response_only(status)
