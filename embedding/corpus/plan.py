@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import PurePosixPath
 
@@ -89,6 +90,7 @@ def make_unit(source: Source, first_row: int, num_rows: int, fingerprint: str) -
     return Unit(unit_id, source, first_row, num_rows, f"data/{shard_stem(source)}-{first_row:010d}-{unit_id}.parquet")
 
 
+@lru_cache(maxsize=16)  # asked for every unit of a source in turn
 def shard_stem(source: Source) -> str:
     """The source's path as shard names carry it: hive segments stay folders, other folders are joined into the stem.
 

@@ -32,6 +32,8 @@ _UNITS_IN_HAND = 2
 """Units that a worker works on at once: one on the device, one being tokenized, written or put."""
 _UNITS_AHEAD = 2
 """Read units that wait at a worker, so that it never waits for a read."""
+_READ_TASKS = 10_000
+"""More units than these share read tasks: Ray's driver pays for every task, and for putting its input into the object store first."""
 
 
 class Cluster:
@@ -72,32 +74,30 @@ class Cluster:
 def run_units(units: Sequence[Unit], job: WorkerJob, placement: Placement) -> Iterator[CommitRecord]:
     """Embed and commit the units; yields their records as they come, in no order.
 
-    One row of the dataset is one unit, and every batch is one row, so that units never mix.
+    One row of the dataset is one unit, and every batch and every block behind the read is one row, so that units never mix.
     """
     attempts = _RemoteAttempts.start()
-    dataset = (
-        ray.data.from_items([{"unit": encode_unit(unit)} for unit in units], override_num_blocks=len(units))
-        .map_batches(
-            functools.partial(read_stage, columns=job.columns, attempts=attempts, max_attempts=job.max_unit_attempts),
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=READ_CPUS,
-        )
-        .map_batches(
-            EmbeddingWorker,
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(
-                min_size=min(placement.min_workers, len(units)),
-                max_size=min(placement.max_workers, len(units)),
-                max_concurrent_calls_per_actor=_UNITS_IN_HAND,
-                max_tasks_in_flight_per_actor=_UNITS_IN_HAND + _UNITS_AHEAD,
-                enable_true_multi_threading=True,
-            ),
-            num_cpus=placement.cpus,
-            num_gpus=placement.gpus,
-            fn_constructor_kwargs={"job": job, "attempts": attempts},
-        )
+    source = ray.data.from_items([{"unit": encode_unit(unit)} for unit in units], override_num_blocks=min(len(units), _READ_TASKS))
+    source.context.target_max_block_size = 1  # bytes: every unit goes on as soon as it is read, also where a task reads several
+    dataset = source.map_batches(
+        functools.partial(read_stage, columns=job.columns, attempts=attempts, max_attempts=job.max_unit_attempts),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=READ_CPUS,
+    ).map_batches(
+        EmbeddingWorker,
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(
+            min_size=min(placement.min_workers, len(units)),
+            max_size=min(placement.max_workers, len(units)),
+            max_concurrent_calls_per_actor=_UNITS_IN_HAND,
+            max_tasks_in_flight_per_actor=_UNITS_IN_HAND + _UNITS_AHEAD,
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=placement.cpus,
+        num_gpus=placement.gpus,
+        fn_constructor_kwargs={"job": job, "attempts": attempts},
     )
     try:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
