@@ -27,7 +27,7 @@ from benchmarks.stages import Result, Setting, cuda_sweep, encoder_stage, parque
 from embedding.config import Precision
 
 STAGES = ("tokenizer", "encoder", "write", "parquet", "peers", "sweep")
-_LIBRARIES = ("torch", "transformers", "tokenizers", "nanotoken", "pyarrow", "numpy", "sentence-transformers", "onnxruntime")
+_LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "nanotoken", "pyarrow", "numpy", "sentence-transformers", "onnxruntime")
 _TOKENIZED_TOKENS = 400_000
 """The tokenizer stage takes a longer corpus: it is fast."""
 
@@ -47,7 +47,7 @@ def main(words: Sequence[str] | None = None) -> Result:
             "command": " ".join(words if words is not None else sys.argv[1:]),
             "model": {"name": model.name, "weights": model.weights, "layers, width, heads": SHAPES[model.name]},
             "hardware": hardware(options.device, options.threads) | {"note": options.note},
-            "versions": dict(_versions()),
+            "versions": versions(),
             "rounds": options.rounds,
             "corpora": {lengths: _measure(lengths, model, options, Path(scratch)) for lengths in options.lengths},
         }
@@ -133,12 +133,15 @@ def _has_amx() -> bool:
     return info.exists() and "amx_bf16" in info.read_text()
 
 
-def _versions() -> Iterator[tuple[str, str]]:
+def versions() -> dict[str, str]:
+    """Of the libraries that compute, the peers too."""
+    found = {}
     for name in _LIBRARIES:
         try:
-            yield name, version(name)
+            found[name] = version(name)
         except PackageNotFoundError:
-            yield name, "not installed"
+            found[name] = "not installed"
+    return found
 
 
 def table(found: Result) -> str:

@@ -71,13 +71,16 @@ class Cluster:
             ray.shutdown()
 
 
-def run_units(units: Sequence[Unit], job: WorkerJob, placement: Placement) -> Iterator[CommitRecord]:
-    """Embed and commit the units; yields their records as they come, in no order.
+def run_units(
+    units: Sequence[Unit], job: WorkerJob, placement: Placement, worker: type[EmbeddingWorker] = EmbeddingWorker
+) -> Iterator[CommitRecord]:
+    """Embed and commit the units, those with most rows first; yields their records as they come, in no order.
 
     One row of the dataset is one unit, and every batch and every block behind the read is one row, so that units never mix.
     """
     attempts = _RemoteAttempts.start()
-    source = ray.data.from_items([{"unit": encode_unit(unit)} for unit in units], override_num_blocks=min(len(units), _READ_TASKS))
+    ordered = sorted(units, key=lambda unit: -unit.num_rows)  # so that at the end no worker is left alone with a large one
+    source = ray.data.from_items([{"unit": encode_unit(unit)} for unit in ordered], override_num_blocks=min(len(units), _READ_TASKS))
     source.context.target_max_block_size = 1  # bytes: every unit goes on as soon as it is read, also where a task reads several
     dataset = source.map_batches(
         functools.partial(read_stage, columns=job.columns, attempts=attempts, max_attempts=job.max_unit_attempts),
@@ -85,7 +88,7 @@ def run_units(units: Sequence[Unit], job: WorkerJob, placement: Placement) -> It
         batch_format="pyarrow",
         num_cpus=READ_CPUS,
     ).map_batches(
-        EmbeddingWorker,
+        worker,
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(

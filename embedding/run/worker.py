@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,9 @@ from embedding.corpus.shard import shard_bytes, shard_table, source_columns, tak
 from embedding.errors import EmbeddingJobError
 from embedding.model.spec import ModelSpec
 from embedding.run.exchange import decode_rows, decode_unit, encode_rows, read_result
+
+if TYPE_CHECKING:
+    from embedding.model.embedder import Embedder
 
 log = logging.getLogger(__name__)
 
@@ -77,14 +80,18 @@ class EmbeddingWorker:
     """Holds one copy of the model; called with one unit at a time by up to two threads."""
 
     def __init__(self, job: WorkerJob, attempts: Attempts) -> None:
-        from embedding.model.embedder import Embedder  # half of the driver's start-up time, which only workers need to spend
-
         self._job = job
         self._attempts = attempts
         self._output = Output(job.output)
-        self._embedder = Embedder(job.model, device=job.device, threads=job.threads)
+        self._embedder = self.load(job)
         self._device = threading.Lock()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
+
+    def load(self, job: WorkerJob) -> Embedder:
+        """The model on its device."""
+        from embedding.model.embedder import Embedder  # half of the driver's start-up time, which only workers need to spend
+
+        return Embedder(job.model, device=job.device, threads=job.threads)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """One row of READ_SCHEMA in, one commit record out; never raises for a fault of the unit."""

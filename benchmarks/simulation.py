@@ -1,0 +1,102 @@
+"""A corpus of very many files, an output of very many shards, and a worker that sleeps instead of encoding. All else is the job's own."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.data import BenchModel
+from embedding.corpus.ledger import CommitRecord, Ledger
+from embedding.corpus.output import Output
+from embedding.corpus.plan import Unit, plan_units
+from embedding.corpus.reader import Columns, read_layouts
+from embedding.corpus.sources import list_sources
+from embedding.corpus.storage import filesystem_of, is_local
+from embedding.model.embedder import EmbeddedTexts, Embedder
+from embedding.model.tokenizer import TokenizedTexts
+from embedding.run.worker import EmbeddingWorker, WorkerJob
+
+COLUMNS = Columns("text", ("id",))
+FINGERPRINT = "simulation"
+_DIMENSIONS = 8
+_PUTS_AT_ONCE = 2_000
+
+
+def write_corpus(url: str, files: Sequence[tuple[int, ...]]) -> None:
+    """A Parquet file in one of 20 hive folders for each tuple, which gives the rows of its row groups."""
+    content = {groups: _parquet(groups) for groups in set(files)}
+    _put_all(url, ((f"part={number % 20:02d}/file-{number:07d}.parquet", content[groups]) for number, groups in enumerate(files)))
+
+
+def _parquet(groups: tuple[int, ...]) -> bytes:
+    sink = io.BytesIO()
+    schema = pa.schema([("id", pa.int64()), ("text", pa.string())])
+    with pq.ParquetWriter(sink, schema) as writer:
+        for rows in groups:
+            writer.write_table(pa.table([range(rows), [f"a text of some words, number {row}" for row in range(rows)]], schema=schema))
+    return sink.getvalue()
+
+
+def write_shards(output: Output, units: Sequence[Unit]) -> None:
+    """One byte under every unit's name, and the records of their commits."""
+    _put_all(output.url, ((unit.shard, b"x") for unit in units))
+    ledger = Ledger(output.storage, "20260101T000000Z-000000")
+    for unit in units:
+        ledger.append(CommitRecord.of(unit, bytes=1, tokens=10 * unit.num_rows, worker="simulation:1"))
+    ledger.flush()
+
+
+def planned(url: str, rows: int) -> list[Unit]:
+    """The units of a corpus, as the job plans them."""
+    layouts = read_layouts(list_sources([url]), COLUMNS)
+    return sorted(plan_units(layouts, unit_rows=rows, fingerprint=FINGERPRINT), key=lambda unit: unit.shard)
+
+
+def _put_all(url: str, objects: Iterator[tuple[str, bytes]]) -> None:
+    fs, root = filesystem_of(url)
+    made: set[str] = set()
+    while batch := {f"{root}/{name}": data for name, data in islice(objects, _PUTS_AT_ONCE)}:
+        if is_local(fs):
+            folders = {path.rpartition("/")[0] for path in batch} - made
+            for folder in folders:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            made |= folders
+        fs.pipe(batch)
+
+
+def sleeping_worker(seconds_per_row: float) -> type[EmbeddingWorker]:
+    """A worker whose encoder takes that long and gives every row a vector of zeros."""
+
+    class SleepingEmbedder:
+        packed = True
+        description: Mapping[str, str] = {"batches": "none"}
+
+        def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
+            rows = len(texts)
+            return TokenizedTexts(np.zeros(rows, np.int32), np.arange(rows + 1), np.zeros(rows, np.bool_))
+
+        def embed(self, tokens: TokenizedTexts, batch_tokens: int) -> EmbeddedTexts:
+            rows = len(tokens.lengths)
+            time.sleep(rows * seconds_per_row)
+            return EmbeddedTexts(np.zeros((rows, _DIMENSIONS), np.float32), np.ones(rows, np.bool_), batch_tokens, 0, rows)
+
+    class SleepingWorker(EmbeddingWorker):
+        def load(self, job: WorkerJob) -> Embedder:
+            del job
+            return cast(Embedder, SleepingEmbedder())
+
+    return SleepingWorker
+
+
+def worker_job(model: BenchModel, output: str) -> WorkerJob:
+    """What a run would tell its workers."""
+    facts: dict[str, Any] = {"fingerprint": FINGERPRINT}
+    return WorkerJob(model.spec("fp32"), output, 2048, COLUMNS, True, False, facts, 3, "cpu", None)
