@@ -19,6 +19,7 @@ DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 Pooling: TypeAlias = Literal["mean", "cls", "max", "weightedmean", "mean_sqrt_len", "lasttoken"]
 """How token vectors become a text's vector; the names and meanings are sentence-transformers'."""
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+BadRows: TypeAlias = Literal["reject", "fail"]
 ProgressStyle: TypeAlias = Literal["auto", "bar", "log", "none"]
 
 RESERVED_COLUMNS = frozenset({"embedding", "num_tokens", "truncated", "source", "row_index"})
@@ -111,6 +112,10 @@ class JobConfig(BaseModel):
     )
     max_unit_attempts: Annotated[PositiveInt, _SPEED] = Field(3, description="Tries after which a unit that keeps failing is set aside.")
 
+    bad_rows: Annotated[BadRows, _RUN] = Field(
+        "reject",
+        description="Rows without text or finite vector: reject lists them, fail fails their unit (and an unreadable file the run).",
+    )
     dry_run: Annotated[bool, _RUN, _FLAG] = Field(False, description="Print the plan and stop.")
     json_summary: Annotated[str | None, _RUN] = Field(None, description="Also write the JSON summary to this path or URL.")
     progress: Annotated[ProgressStyle, _RUN] = Field(

@@ -19,7 +19,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     """An option, the configuration, the corpus or the model is wrong; running again will not help."""
     FAILED_UNITS = 3
-    """The run finished, but some units failed; running again retries just those."""
+    """The run finished, but some units or source files failed; running again retries just those."""
     OUTPUT_BUSY = 4
     """Another run holds the output."""
     INTERRUPTED = 130
@@ -68,6 +68,10 @@ class StorageError(EmbeddingJobError):
 
 class SourceError(EmbeddingJobError):
     """One source file cannot be read; only its units fail."""
+
+
+class BadRowsError(EmbeddingJobError):
+    """A unit has rows that cannot be embedded, and the job was told to fail it then; trying again will not help."""
 
 
 class SourceChangedError(SourceError):

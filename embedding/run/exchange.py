@@ -39,10 +39,16 @@ def decode_unit(text: str) -> Unit:
 def encode_rows(rows: UnitRows) -> pa.Buffer:
     """The rows as an Arrow stream; the text is the last column, since a copied column may have its name."""
     table = rows.copied.append_column("text", rows.text) if rows.copied.num_columns else pa.table({"text": rows.text})
-    sink = pa.BufferOutputStream()
+    counted = pa.MockOutputStream()  # counts only: a stream that grows as it is written takes up to three times its size
+    _write(table, counted)
+    buffer = pa.allocate_buffer(counted.size())
+    _write(table, pa.FixedSizeBufferWriter(buffer))
+    return buffer
+
+
+def _write(table: pa.Table, sink: pa.NativeFile) -> None:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    return sink.getvalue()
 
 
 def decode_rows(buffer: pa.Buffer) -> UnitRows:

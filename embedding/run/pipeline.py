@@ -114,6 +114,9 @@ class _AttemptCounter:
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
+    def begun(self, key: str) -> int:
+        return self._counts[key]
+
     def begin(self, key: str) -> int:
         self._counts[key] += 1
         return self._counts[key]
@@ -134,6 +137,9 @@ class _RemoteAttempts:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         counter: Any = ray.remote(_AttemptCounter)
         return cls(counter.options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here).remote())
+
+    def begun(self, key: str) -> int:
+        return int(ray.get(self._counter.begun.remote(key)))
 
     def begin(self, key: str) -> int:
         return int(ray.get(self._counter.begin.remote(key)))

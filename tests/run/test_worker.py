@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +20,7 @@ from embedding.corpus.reader import Columns, read_layouts
 from embedding.corpus.sources import list_sources
 from embedding.model.spec import resolve_model
 from embedding.run.exchange import encode_unit
-from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
+from embedding.run.worker import EmbeddingWorker, WorkerJob, _Turns, read_stage
 from tests.model.tiny import save_model
 from tests.support import corpora, outputs
 
@@ -30,6 +32,9 @@ class Counts:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+
+    def begun(self, key: str) -> int:
+        return self.counts[key]
 
     def begin(self, key: str) -> int:
         self.counts[key] += 1
@@ -130,6 +135,43 @@ def test_a_unit_whose_process_died_is_tried_again_but_not_for_ever(tiny_model: P
     assert outputs.shards(output) == {}
     attempts.counts[f"read {unit.id}"] = 3
     assert "its reader died 3 times" in process(worker, unit, attempts).error
+
+
+def test_a_unit_that_was_tried_before_is_tried_alone() -> None:
+    turns, order = _Turns(), list[str]()
+    inside, leave = threading.Barrier(3), threading.Event()
+
+    def work(name: str, *, alone: bool) -> None:
+        with turns.take(alone=alone):
+            order.append(name)
+            if not alone:
+                inside.wait(30)
+                leave.wait(30)
+                order.append(f"{name} ends")
+
+    together = [threading.Thread(target=work, args=(name,), kwargs={"alone": False}) for name in ("one", "two")]
+    for thread in together:
+        thread.start()
+    inside.wait(30)  # both are at work at once
+    suspect = threading.Thread(target=work, args=("suspect",), kwargs={"alone": True})
+    suspect.start()
+    leave.set()
+    for thread in (*together, suspect):
+        thread.join(30)
+    assert sorted(order[:2]) == ["one", "two"]
+    assert sorted(order[2:4]) == ["one ends", "two ends"]
+    assert order[4:] == ["suspect"]
+
+
+def test_bad_rows_fail_their_unit_at_once_if_asked(tiny_model: Path, tmp_path: Path) -> None:
+    attempts, output = Counts(), str(tmp_path / "out")
+    worker = worker_on(tiny_model, output, attempts)
+    worker._job = replace(worker._job, fails_on_bad_rows=True)
+    assert process(worker, unit_of(tmp_path / "good", ["one", ""]), attempts).error == ""
+    record = process(worker, unit_of(tmp_path / "bad", ["one", None]), attempts)
+    assert record.error.startswith("1 rows cannot be embedded, the first is row 1: text is null; mend them")
+    assert sum(attempts.counts.values()) == 2
+    assert len(outputs.shards(output)) == 1
 
 
 def test_a_unit_that_was_put_before_its_process_died_is_not_put_again(tiny_model: Path, tmp_path: Path) -> None:
