@@ -20,8 +20,9 @@ import pyarrow as pa
 from embedding.corpus.lease import LEASE
 from embedding.corpus.ledger import CommitRecord, parquet_bytes, read_ledger
 from embedding.corpus.plan import Unit
+from embedding.corpus.requests import explained, is_of_store
 from embedding.corpus.shard import shard_footer
-from embedding.corpus.storage import TEMPORARY, explained, is_of_store, open_storage
+from embedding.corpus.storage import TEMPORARY, open_storage
 from embedding.errors import ConfigError, SettingsChangedError, StorageError
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from embedding.corpus.output import Output, rejected_name
 from embedding.corpus.plan import Unit
 from embedding.corpus.reader import Columns, UnitRows, read_unit, text_faults
 from embedding.corpus.shard import shard_bytes, shard_table, source_columns, take_rows
-from embedding.errors import EmbeddingJobError
+from embedding.errors import AccessError, EmbeddingJobError, StorageFullError
 from embedding.model.spec import ModelSpec
 from embedding.run.exchange import decode_rows, decode_unit, encode_rows, read_result
 
@@ -87,7 +87,12 @@ class EmbeddingWorker:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One row of READ_SCHEMA in, one commit record out; never raises for a fault of the unit."""
+        """One row of READ_SCHEMA in, one commit record out; never raises for a fault of the unit.
+
+        Raises:
+            AccessError: the output can not be written any more.
+            StorageFullError: it has no room left.
+        """
         unit = decode_unit(batch.column("unit")[0].as_py())
         if error := batch.column("error")[0].as_py():
             return records_to_table([self._failed(unit, error)])
@@ -104,6 +109,8 @@ class EmbeddingWorker:
                 if attempt > 1 and (record := self._output.committed_record(unit)) is not None:
                     return record  # an earlier process died between the put and its answer
                 return self._commit(unit, rows)
+            except (AccessError, StorageFullError):  # no unit can be committed: better stop than set all of them aside
+                raise
             except Exception as caught:  # whatever a unit does, the run goes on without it
                 log.warning("unit %s failed in attempt %d", unit.id, attempt, exc_info=not isinstance(caught, EmbeddingJobError))
                 error = _reason(caught)
