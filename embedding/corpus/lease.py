@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from embedding.corpus.requests import seconds_left
+from embedding.corpus.ending import seconds_left
 from embedding.corpus.storage import TEMPORARY, Storage
 from embedding.errors import ConfigError, EmbeddingJobError, LeaseLostError, OutputBusyError
 

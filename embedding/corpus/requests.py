@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from embedding.corpus import ending
 from embedding.errors import AccessError, ConfigError, StorageError, StorageFullError
 
 log = logging.getLogger(__name__)
@@ -82,28 +82,6 @@ def client_options(configured: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-class _Ending:
-    """Whether this process was asked to end, and until when it may still talk to stores."""
-
-    def __init__(self) -> None:
-        self.asked = threading.Event()
-        self.deadline = 0.0
-
-
-_ending = _Ending()
-
-
-def end_within(seconds: float) -> None:
-    """Tell that this process was asked to end: from now on nothing is tried again or waited for, and no answer later than that is taken."""
-    _ending.deadline = time.monotonic() + seconds
-    _ending.asked.set()
-
-
-def seconds_left() -> float | None:
-    """How long this process may still wait for something; None where it was not asked to end."""
-    return max(0.0, _ending.deadline - time.monotonic()) if _ending.asked.is_set() else None
-
-
 def is_transient(error: BaseException) -> bool:
     """Whether trying the same request again can help: throttling, time-outs, resets, server errors, or a StorageError about them."""
     if isinstance(error, StorageError) and error.__cause__ is not None:
@@ -117,12 +95,12 @@ def is_transient(error: BaseException) -> bool:
 
 def with_retries(action: Callable[[], T]) -> T:
     """The result of `action`, tried again with jittered exponential waits while its error is transient and patience lasts."""
-    if _ending.asked.is_set():
+    if ending.asked.is_set():
         return _in_time(action)
     retrying = Retrying(
-        stop=stop_all(stop_after_attempt(2), stop_after_delay(PATIENCE_SECONDS)) | stop_when_event_set(_ending.asked),
+        stop=stop_all(stop_after_attempt(2), stop_after_delay(PATIENCE_SECONDS)) | stop_when_event_set(ending.asked),
         wait=_WAIT,
-        sleep=sleep_using_event(_ending.asked),
+        sleep=sleep_using_event(ending.asked),
         retry=retry_if_exception(is_transient),
         before_sleep=before_sleep_log(log, logging.DEBUG),
         reraise=True,
@@ -142,7 +120,7 @@ def _in_time(action: Callable[[], T]) -> T:
 
     threading.Thread(target=run, daemon=True).start()
     try:
-        return answer.result(seconds_left())
+        return answer.result(ending.seconds_left())
     except TimeoutError as error:
         raise TimeoutError("no answer before this process has to end") from error
 

@@ -23,7 +23,7 @@ from rich.console import Console
 
 import embedding
 from embedding.config import JobConfig, explain, missing
-from embedding.corpus.requests import end_within
+from embedding.corpus.ending import end_within
 from embedding.errors import ConfigError, EmbeddingJobError, ExitCode, Terminated
 from embedding.run.progress import log_to_stderr
 

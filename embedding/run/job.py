@@ -182,8 +182,7 @@ def _run(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lease
     if summary.units_failed:
         summary.status = "failed units"
         return
-    lease.renew()
-    output.complete(plan.units, output.shards())
+    output.complete(plan.units, output.shards(), lease.renew)
     summary.status = "complete"
 
 
