@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import botocore.exceptions
 import pytest
+from s3fs.errors import translate_boto_error
 
 from embedding.corpus.reader import Columns, read_layout, read_unit
 from embedding.corpus.requests import explained, is_transient, with_retries
@@ -221,6 +222,13 @@ def test_a_value_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
     assert storage.list("") == {"data/a": 3}
 
 
+def of_s3(code: str) -> OSError:
+    """What s3fs makes of an error answer."""
+    answer = botocore.exceptions.ClientError({"Error": {"Code": code, "Message": code}}, "PutObject")
+    error: OSError = translate_boto_error(answer)
+    return error
+
+
 def told_of(cause: Exception) -> StorageError:
     error = StorageError("reading a failed")
     error.__cause__ = cause
@@ -242,6 +250,11 @@ def told_of(cause: Exception) -> StorageError:
         (OSError(errno.EDQUOT, "Disk quota exceeded"), False),
         (OSError(errno.EROFS, "Read-only file system"), False),
         (OSError(errno.EINVAL, "At least one of the pre-conditions you specified did not hold"), False),
+        (of_s3("IncompleteBody"), True),
+        (of_s3("XAmzContentSHA256Mismatch"), True),
+        (of_s3("TooManyRequests"), True),
+        (of_s3("InvalidArgument"), False),
+        (of_s3("ExpiredToken"), False),
         (PermissionError("Access Denied"), False),
         (FileNotFoundError("The specified bucket does not exist"), False),
         (FileExistsError(), False),

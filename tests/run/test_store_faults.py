@@ -107,8 +107,7 @@ def test_scattered_faults_are_not_seen(
     arguments: list[str], undisturbed: dict[str, bytes], folder: str, env: dict[str, str], proxy: FaultyProxy
 ) -> None:
     output = f"{folder}/scattered"
-    faults = [fault for fault, count in SCATTERED.items() for _ in range(count)]
-    proxy.scatter(faults, over=100, seed=4)
+    proxy.scatter(SCATTERED, over=100, seed=4)
     proxy.faults.extend(["slow down"] * 10)  # a burst, in the midst of the workers' requests
     summary = run_job(*arguments, "--output", output, env=env).summary
     assert not proxy.faults
