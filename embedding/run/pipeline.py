@@ -146,8 +146,9 @@ def _explained(error: RayError) -> EmbeddingJobError:
     """What stopped the pipeline as one sentence: of a worker's traceback, which Ray hands on as text, the last line."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     reason = re.sub(r"^[\w.]*(Error|Exception): ", "", lines[-1]) if lines else type(error).__name__
-    remedy = "" if "run the same command again" in reason else "; when that is mended, run the same command again to go on"
-    return EmbeddingJobError(f"the run stopped: {reason}{remedy}")
+    if "run the same command again" in reason:  # it says already what to do before that
+        return EmbeddingJobError(f"the run stopped: {reason}")
+    return EmbeddingJobError(f"the run stopped: {reason}; when that is mended, run the same command again to go on")
 
 
 @contextmanager
