@@ -141,7 +141,9 @@ def explained(doing: str) -> Iterator[None]:
     """Turns what a store raises into one sentence that begins with `doing`.
 
     Raises:
-        ConfigError: there is no such place, access is denied, or credentials are missing: running again as is will not help.
+        ConfigError: there is no such place: running again as is will not help.
+        AccessError: access is denied, or credentials are missing.
+        StorageFullError: no room is left.
         StorageError: anything else.
     """
     try:

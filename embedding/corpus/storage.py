@@ -45,7 +45,7 @@ def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         fs, path = fsspec.core.url_to_fs(url, **options)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"{url} cannot be opened: {error}") from error
-    if hasattr(fs, "retries"):
+    if protocol in ("s3", "s3a"):
         fs.retries = 1  # s3fs' own tries would multiply with botocore's and ours
     return fs, os.path.normpath(path) if is_local(fs) else str(path)
 

@@ -45,14 +45,14 @@ _HELP = " ".join(
 
 def main(argv: list[str] | None = None) -> Never:
     """Run the job as the shell asks for it; ends the process with one of ExitCode."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
 def run(argv: list[str]) -> int:
     """The exit code for these arguments; the summary goes to stdout, everything else to stderr."""
     log_to_stderr()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
     try:
         config = parse(argv)
         if config is None:
