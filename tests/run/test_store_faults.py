@@ -44,7 +44,7 @@ def variables(proxy: FaultyProxy) -> dict[str, str]:
     """As an operator sets them who has no time: few seconds for an answer, and for tries."""
     return {
         "AWS_ENDPOINT_URL": proxy.endpoint,
-        "FSSPEC_S3": json.dumps({"config_kwargs": {"read_timeout": 2}}),
+        "FSSPEC_S3": json.dumps({"config_kwargs": {"read_timeout": 3}}),
         "EMBED_STORE_SECONDS": "4",
     }
 
@@ -65,7 +65,7 @@ def env(proxy: FaultyProxy, cluster: RayCluster) -> dict[str, str]:
 def job_on(folder: str, tiny_model: Path) -> list[str]:
     """The command for a corpus in a new folder `folder`, but for its output."""
     source = corpora.plain(rows=ROWS, files=2, row_group_rows=20).write(f"{folder}/in")
-    size = ["--unit-rows", str(UNIT_ROWS), "--workers", "1", "--cpus-per-worker", "1"]
+    size = ["--unit-rows", str(UNIT_ROWS), "--workers", "1", "--cpus-per-worker", "1", "--max-unit-attempts", "2"]
     return ["--input", source, "--id-column", "id", "--model", str(tiny_model), "--progress", "log", *size]
 
 
