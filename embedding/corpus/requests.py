@@ -40,7 +40,16 @@ from embedding.errors import AccessError, ConfigError, StorageError, StorageFull
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-PATIENCE_SECONDS = float(os.environ.get("EMBED_STORE_SECONDS", "60"))
+
+def _patience() -> float:
+    text = os.environ.get("EMBED_STORE_SECONDS", "60")
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"EMBED_STORE_SECONDS={text} is no number of seconds; unset it, or say one such as 60") from None
+
+
+PATIENCE_SECONDS = _patience()
 """A store that fails is tried again for so long, and once more where the first try alone took longer."""
 _WAIT = wait_random_exponential(multiplier=0.25, max=10)
 """Seconds between tries, jittered so that many workers do not come back at once."""

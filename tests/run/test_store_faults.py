@@ -138,6 +138,14 @@ def test_a_bad_day(arguments: list[str], undisturbed: dict[str, bytes], folder: 
     assert "_SUCCESS" not in outputs.files(output)
     proxy.heal()
 
+    proxy.only, proxy.kinds, proxy.always = "_SUCCESS", frozenset({"PUT"}), "denied"
+    error = error_of(run_job(*command, env=env, check=1))
+    assert error == (
+        f"error: writing {output}/_SUCCESS is not allowed: denied; "
+        "check the credentials and permissions of this process, then run the same command again to go on"
+    )
+    proxy.heal()
+
     summary = run_job(*command, env=env).summary
     assert (summary["status"], summary["units_done"]) == ("complete", 0)
     assert committed.items() <= outputs.versions(output).items()
