@@ -1,4 +1,4 @@
-"""Whether this process was asked to end, and how long it may still talk to stores. Light: every command line loads it."""
+"""Whether this process was asked to end, and how long it may still talk to stores."""
 
 from __future__ import annotations
 

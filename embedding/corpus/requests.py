@@ -40,17 +40,7 @@ from embedding.errors import AccessError, ConfigError, StorageError, StorageFull
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-
-def _patience() -> float:
-    text = os.environ.get("EMBED_STORE_SECONDS", "60")
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(f"EMBED_STORE_SECONDS={text} is no number of seconds; unset it, or say one such as 60") from None
-
-
-PATIENCE_SECONDS = _patience()
-"""A store that fails is tried again for so long, and once more where the first try alone took longer."""
+_PATIENCE_SECONDS = "60"
 _WAIT = wait_random_exponential(multiplier=0.25, max=10)
 """Seconds between tries, jittered so that many workers do not come back at once."""
 _TRIES_OF_A_REQUEST = 3
@@ -102,12 +92,25 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, _NETWORK_TYPES)
 
 
+def patience() -> float:
+    """Seconds for which a store that fails is tried again, and once more where the first try alone took longer.
+
+    Raises:
+        ConfigError: EMBED_STORE_SECONDS is no number.
+    """
+    text = os.environ.get("EMBED_STORE_SECONDS", _PATIENCE_SECONDS)
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"EMBED_STORE_SECONDS={text} is no number of seconds; unset it, or say one such as 60") from None
+
+
 def with_retries(action: Callable[[], T]) -> T:
     """The result of `action`, tried again with jittered exponential waits while its error is transient and patience lasts."""
     if ending.asked.is_set():
         return _in_time(action)
     retrying = Retrying(
-        stop=stop_all(stop_after_attempt(2), stop_after_delay(PATIENCE_SECONDS)) | stop_when_event_set(ending.asked),
+        stop=stop_all(stop_after_attempt(2), stop_after_delay(patience())) | stop_when_event_set(ending.asked),
         wait=_WAIT,
         sleep=sleep_using_event(ending.asked),
         retry=retry_if_exception(is_transient),

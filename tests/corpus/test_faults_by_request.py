@@ -14,7 +14,7 @@ import pytest
 from embedding.corpus import ending, requests
 from embedding.corpus.requests import with_retries
 from embedding.corpus.storage import Storage, open_storage
-from embedding.errors import StorageError
+from embedding.errors import ConfigError, StorageError
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.s3_server import S3Server
 
@@ -104,6 +104,12 @@ def test_a_store_is_tried_for_as_long_as_patience_lasts(monkeypatch: pytest.Monk
     with pytest.raises(TimeoutError):
         with_retries(fail)
     assert tries == [0.0, 30.0, 59.0, 61.0]
+
+
+def test_patience_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBED_STORE_SECONDS", "long")
+    with pytest.raises(ConfigError, match="EMBED_STORE_SECONDS=long is no number of seconds; unset it, or say one such as 60"):
+        with_retries(lambda: None)
 
 
 def test_waits_are_jittered_and_grow(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
