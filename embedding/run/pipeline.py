@@ -19,6 +19,7 @@ import ray.data
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from embedding.corpus import ending
 from embedding.corpus.ledger import CommitRecord, records_from_table
 from embedding.corpus.plan import Unit
 from embedding.errors import EmbeddingJobError
@@ -42,6 +43,7 @@ class Cluster:
 
     def __init__(self) -> None:
         self._ours = False
+        self._embedded = False
 
     def nodes(self) -> list[dict[str, float]]:
         """The Ray resources of each node that lives."""
@@ -57,6 +59,7 @@ class Cluster:
             cpus = available_cpus()
             log.info("starting Ray on this machine, %d CPUs (set RAY_ADDRESS to use a running cluster)", cpus)
             options |= {"address": "local", "num_cpus": cpus + 1, "include_dashboard": False}
+            self._embedded = True
         with _own_sigterm():
             ray.init(**options)
         self._ours = True
@@ -65,7 +68,8 @@ class Cluster:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._ours:
+        in_haste = ending.asked.is_set() and not self._embedded  # a cluster that goes on notices by itself when a driver ends
+        if self._ours and not in_haste:
             ray.shutdown()
 
 
