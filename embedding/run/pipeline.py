@@ -29,6 +29,8 @@ from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
 
 log = logging.getLogger(__name__)
 
+_RAISED = re.compile(r"^[\w.]*(Error|Exception): ")
+"""How the last line of a traceback begins."""
 _UNITS_IN_HAND = 2
 """Units that a worker works on at once: one on the device, one being tokenized, written or put."""
 _UNITS_AHEAD = 2
@@ -147,9 +149,10 @@ class _RemoteAttempts:
 
 
 def _explained(error: RayError) -> EmbeddingJobError:
-    """What stopped the pipeline as one sentence: of a worker's traceback, which Ray hands on as text, the last line."""
+    """What stopped the pipeline as one sentence: of a worker's traceback, which Ray hands on as text with hints below it, the error."""
     lines = [line for line in str(error).splitlines() if line.strip()]
-    reason = re.sub(r"^[\w.]*(Error|Exception): ", "", lines[-1]) if lines else type(error).__name__
+    raised = [line for line in lines if re.match(_RAISED, line)] or lines
+    reason = re.sub(_RAISED, "", raised[-1]) if raised else type(error).__name__
     if "run the same command again" in reason:  # it says already what to do before that
         return EmbeddingJobError(f"the run stopped: {reason}")
     return EmbeddingJobError(f"the run stopped: {reason}; when that is mended, run the same command again to go on")
