@@ -48,6 +48,10 @@ class CorpusError(ConfigError):
     """The corpus as a whole cannot be used: nothing matched, a column is missing or is no text."""
 
 
+class AccessError(ConfigError):
+    """A store refuses this process: credentials are missing, wrong or expired, or a permission is."""
+
+
 class SettingsChangedError(ConfigError):
     """The output was begun with other settings that shape its vectors or columns."""
 
@@ -64,6 +68,10 @@ class LeaseLostError(OutputBusyError):
 
 class StorageError(EmbeddingJobError):
     """A store kept failing after all retries."""
+
+
+class StorageFullError(StorageError):
+    """A store has no room left."""
 
 
 class SourceError(EmbeddingJobError):

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -20,8 +20,9 @@ import pyarrow as pa
 from embedding.corpus.lease import LEASE
 from embedding.corpus.ledger import CommitRecord, parquet_bytes, read_ledger
 from embedding.corpus.plan import Unit
+from embedding.corpus.requests import explained, is_of_store
 from embedding.corpus.shard import shard_footer
-from embedding.corpus.storage import TEMPORARY, explained, is_of_store, open_storage
+from embedding.corpus.storage import TEMPORARY, open_storage
 from embedding.errors import ConfigError, SettingsChangedError, StorageError
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ _JOB = "_control/job.json"
 _REJECTED = "_control/rejected"
 _SHARD_NAME = re.compile(r"-\d{10,}-([0-9a-f]{16})\.parquet$")
 _FOOTER_THREADS = 32
+_DELETIONS = 1000
+"""In one request, at most."""
 MANIFEST_SCHEMA = pa.schema(
     [
         pa.field(name, kind, nullable=False)
@@ -148,8 +151,11 @@ class Output:
         """Withdraw `_SUCCESS` before anything changes, for those who wait for it."""
         self.storage.delete([SUCCESS])
 
-    def complete(self, units: Sequence[Unit], committed: Mapping[str, int]) -> None:
+    def complete(self, units: Sequence[Unit], committed: Mapping[str, int], still_ours: Callable[[], None]) -> None:
         """Remove what no unit claims, write the manifest, and put `_SUCCESS` last of all.
+
+        `still_ours` is called right before each change and raises where another run took the output over: a run that slept
+        stops there. What it removes was listed before that, so it is nothing that the other run has made.
 
         Raises:
             StorageError: a unit's shard is not there, or is not what was put there.
@@ -158,20 +164,23 @@ class Output:
         if missing:
             raise StorageError(f"{self.url} lost {len(missing)} shards, {missing[0]} first; run the same command again to make them anew")
         records = self.records(units, committed)
-        self._remove_unclaimed(units, committed, records)
-        self.storage.put(MANIFEST, parquet_bytes(manifest(units, committed, records)))
-        self.storage.put(SUCCESS, b"")
+        unclaimed = self._unclaimed(units, committed, records)
+        for start in range(0, len(unclaimed), _DELETIONS):
+            still_ours()
+            self.storage.delete(unclaimed[start : start + _DELETIONS])
+        for name, data in ((MANIFEST, parquet_bytes(manifest(units, committed, records))), (SUCCESS, b"")):
+            still_ours()
+            self.storage.put(name, data)
 
-    def _remove_unclaimed(self, units: Sequence[Unit], committed: Iterable[str], records: Mapping[str, CommitRecord]) -> None:
-        """Delete shards of sources that changed or went, lists of rows that are not rejected (any more), and unfinished files."""
+    def _unclaimed(self, units: Sequence[Unit], committed: Iterable[str], records: Mapping[str, CommitRecord]) -> list[str]:
+        """Shards of sources that changed or went, lists of rows that are not rejected (any more), and unfinished files."""
         claimed = {unit.shard for unit in units}
         stale = [name for name in committed if name not in claimed]
         if stale:
             log.info("removing %d shards whose source rows changed or are gone", len(stale))
-        self.storage.delete(stale)
         listed = {rejected_name(unit.id) for unit in units if records[unit.id].rejected}
-        self.storage.delete([name for name in self.storage.list(_REJECTED) if name not in listed])
-        self.storage.delete(list(self.storage.list(TEMPORARY)))
+        unlisted = [name for name in self.storage.list(_REJECTED) if name not in listed]
+        return [*stale, *unlisted, *self.storage.list(TEMPORARY)]
 
     def records(self, units: Iterable[Unit], committed: Mapping[str, int]) -> dict[str, CommitRecord]:
         """A record of every committed unit, by unit id.

@@ -13,14 +13,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedding.corpus.plan import SourceLayout, Unit, UnreadableSource
+from embedding.corpus.requests import explained, is_of_store, with_retries
 from embedding.corpus.sources import Source, open_source, require_unchanged
-from embedding.corpus.storage import explained, is_of_store, with_retries
 from embedding.errors import CorpusError, SourceChangedError, SourceError
 
 _FOOTER_THREADS = 32
 _BATCH_ROWS = 16_384
-_READ_ATTEMPTS = 3
-"""Tries of a whole read, where a fault outlasts the tries of its requests."""
 _PREFETCH_BYTES = 256 * 2**20
 """Files up to this size have the wanted column chunks fetched whole and ahead; larger ones are streamed: bounded memory."""
 _STREAM_BYTES = 8 * 2**20
@@ -85,7 +83,7 @@ def read_layout(source: Source, columns: Columns) -> SourceLayout:
         SourceError: the file is damaged, or was replaced or removed since it was listed.
         CorpusError: it lacks a column, or its text column holds no text.
     """
-    schema, row_groups = with_retries(lambda: _read_footer(source), attempts=_READ_ATTEMPTS)
+    schema, row_groups = with_retries(lambda: _read_footer(source))
     for column in columns.all:
         require_column(schema, column, source.uri)
     field = _field(schema, columns.text)
@@ -147,7 +145,7 @@ def read_unit(unit: Unit, columns: Columns) -> UnitRows:
         SourceError: the file cannot be decoded.
         StorageError: the store does not answer.
     """
-    return with_retries(lambda: _read_unit(unit, columns), attempts=_READ_ATTEMPTS)
+    return with_retries(lambda: _read_unit(unit, columns))
 
 
 def _read_unit(unit: Unit, columns: Columns) -> UnitRows:

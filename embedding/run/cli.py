@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
+import threading
 from contextlib import redirect_stdout
 from difflib import get_close_matches
 from functools import partial
@@ -21,12 +23,17 @@ from rich.console import Console
 
 import embedding
 from embedding.config import JobConfig, explain, missing
+from embedding.corpus import ending
 from embedding.errors import ConfigError, EmbeddingJobError, ExitCode, Terminated
 from embedding.run.progress import log_to_stderr
 
 if TYPE_CHECKING:
     from embedding.run.summary import Summary
 
+_CLEAN_UP_SECONDS = 1.2
+"""After a signal, stores are waited for no longer than this."""
+_END_SECONDS = 2.0
+"""After a signal, the process is gone no later than this; a second is left for Ray, which lets signals through so often only."""
 _HELP = " ".join(
     """Give every row of a Parquet corpus a vector, on one laptop or a thousand GPUs.
     Every option can also stand in a YAML file (--config; same names with underscores) or in the environment
@@ -38,13 +45,21 @@ _HELP = " ".join(
 
 def main(argv: list[str] | None = None) -> Never:
     """Run the job as the shell asks for it; ends the process with one of ExitCode."""
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    try:
+        code = run(sys.argv[1:] if argv is None else argv)
+    except Terminated:
+        code = ExitCode.TERMINATED
+    if ending.asked.is_set():  # all is cleaned up, and what Ray does at exit can take longer than what is left
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(argv: list[str]) -> int:
     """The exit code for these arguments; the summary goes to stdout, everything else to stderr."""
     log_to_stderr()
-    signal.signal(signal.SIGTERM, _terminate)
     try:
         config = parse(argv)
         if config is None:
@@ -143,9 +158,15 @@ def _confirm_restart(config: JobConfig) -> None:
         raise ConfigError("--restart was not confirmed; nothing was deleted")
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: a second must not cut the clean-up short
-    raise Terminated
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """Let the run clean up and end: within 3 s, after which `ray job stop` kills it, whatever a store or a library does."""
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)  # once is enough: a second must not cut the clean-up short
+    ending.end_within(_CLEAN_UP_SECONDS)
+    last_resort = threading.Timer(_END_SECONDS, os._exit, [128 + number])
+    last_resort.daemon = True
+    last_resort.start()
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
 def _escape(text: str) -> str:

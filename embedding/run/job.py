@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -17,7 +18,7 @@ from embedding.corpus.plan import SourceLayout, Unit, UnreadableSource, plan_uni
 from embedding.corpus.reader import read_layouts
 from embedding.corpus.sources import absolute, list_sources
 from embedding.corpus.storage import filesystem_of, open_storage
-from embedding.errors import ConfigError, CorpusError
+from embedding.errors import AccessError, ConfigError, CorpusError, EmbeddingJobError, StorageError
 from embedding.model.spec import ModelSpec, resolve_model
 from embedding.run.pipeline import Cluster, run_units
 from embedding.run.placement import Placement, place_workers
@@ -81,10 +82,22 @@ def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None 
                 _run(config, output, plan, cluster, lease)
             except BaseException as error:
                 plan.summary.status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "crashed"
+                with _failing_quietly():
+                    _publish(config, output, _ended(plan.summary, started, on_end))
+                if isinstance(error, AccessError):  # it was allowed when the run began, so running again can help
+                    raise StorageError(f"{error}, then run the same command again to go on") from error
                 raise
-            finally:
-                _publish(config, output, _ended(plan.summary, started, on_end))
+            _publish(config, output, _ended(plan.summary, started, on_end))
     return plan.summary
+
+
+@contextmanager
+def _failing_quietly() -> Iterator[None]:
+    """What is done on the way out of a failed run must not hide why it failed."""
+    try:
+        yield
+    except EmbeddingJobError as error:
+        log.warning("%s", error)
 
 
 def _ended(summary: Summary, started: float, on_end: Callable[[Summary], None] | None) -> Summary:
@@ -195,8 +208,7 @@ def _run(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lease
     if summary.units_failed or summary.files_failed:
         summary.status = "failed units"
         return
-    lease.renew()
-    output.complete(plan.units, output.shards())
+    output.complete(plan.units, output.shards(), lease.renew)
     summary.status = "complete"
 
 
@@ -217,8 +229,11 @@ def _embed(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lea
                     notes.add(record.note)
                     log.warning("%s", record.note)
                 progress.update(summary)
-    finally:
-        ledger.flush()
+    except BaseException:
+        with _failing_quietly():
+            ledger.flush()
+        raise
+    ledger.flush()
 
 
 def _worker_job(config: JobConfig, output: Output, plan: _Plan, placement: Placement) -> WorkerJob:

@@ -19,6 +19,7 @@ import ray.data
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from embedding.corpus import ending
 from embedding.corpus.ledger import CommitRecord, records_from_table
 from embedding.corpus.plan import Unit
 from embedding.errors import EmbeddingJobError
@@ -28,6 +29,8 @@ from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
 
 log = logging.getLogger(__name__)
 
+_RAISED = re.compile(r"^[\w.]*(Error|Exception): ")
+"""How the last line of a traceback begins."""
 _UNITS_IN_HAND = 2
 """Units that a worker works on at once: one on the device, one being tokenized, written or put."""
 _UNITS_AHEAD = 2
@@ -42,6 +45,7 @@ class Cluster:
 
     def __init__(self) -> None:
         self._ours = False
+        self._embedded = False
 
     def nodes(self) -> list[dict[str, float]]:
         """The Ray resources of each node that lives."""
@@ -57,6 +61,7 @@ class Cluster:
             cpus = available_cpus()
             log.info("starting Ray on this machine, %d CPUs (set RAY_ADDRESS to use a running cluster)", cpus)
             options |= {"address": "local", "num_cpus": cpus + 1, "include_dashboard": False}
+            self._embedded = True
         with _own_sigterm():
             ray.init(**options)
         self._ours = True
@@ -65,7 +70,8 @@ class Cluster:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._ours:
+        in_haste = ending.asked.is_set() and not self._embedded  # a cluster that goes on notices by itself when a driver ends
+        if self._ours and not in_haste:
             ray.shutdown()
 
 
@@ -149,9 +155,12 @@ class _RemoteAttempts:
 
 
 def _explained(error: RayError) -> EmbeddingJobError:
-    """What stopped the pipeline as one sentence: of a worker's traceback, which Ray hands on as text, the last line."""
+    """What stopped the pipeline as one sentence: of a worker's traceback, which Ray hands on as text with hints below it, the error."""
     lines = [line for line in str(error).splitlines() if line.strip()]
-    reason = re.sub(r"^[\w.]*(Error|Exception): ", "", lines[-1]) if lines else type(error).__name__
+    raised = [line for line in lines if re.match(_RAISED, line)] or lines
+    reason = re.sub(_RAISED, "", raised[-1]) if raised else type(error).__name__
+    if "run the same command again" in reason:  # it says already what to do before that
+        return EmbeddingJobError(f"the run stopped: {reason}")
     return EmbeddingJobError(f"the run stopped: {reason}; when that is mended, run the same command again to go on")
 
 

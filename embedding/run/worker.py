@@ -23,7 +23,7 @@ from embedding.corpus.output import Output, rejected_name
 from embedding.corpus.plan import Unit
 from embedding.corpus.reader import Columns, UnitRows, read_unit, text_faults
 from embedding.corpus.shard import shard_bytes, shard_table, source_columns, take_rows
-from embedding.errors import BadRowsError, EmbeddingJobError
+from embedding.errors import AccessError, BadRowsError, EmbeddingJobError, StorageFullError
 from embedding.model.spec import ModelSpec
 from embedding.run.exchange import decode_rows, decode_unit, encode_rows, read_result
 
@@ -122,7 +122,12 @@ class EmbeddingWorker:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One row of READ_SCHEMA in, one commit record out; never raises for a fault of the unit."""
+        """One row of READ_SCHEMA in, one commit record out; never raises for a fault of the unit.
+
+        Raises:
+            AccessError: the output can not be written any more.
+            StorageFullError: it has no room left.
+        """
         unit = decode_unit(batch.column("unit")[0].as_py())
         if error := batch.column("error")[0].as_py():
             return records_to_table([self._failed(unit, error)])
@@ -148,6 +153,8 @@ class EmbeddingWorker:
                     return self._commit(unit, rows)
                 except BadRowsError as caught:
                     return self._failed(unit, str(caught))
+                except (AccessError, StorageFullError):  # no unit can be committed: better stop than set all of them aside
+                    raise
                 except Exception as caught:  # whatever a unit does, the run goes on without it
                     log.warning("unit %s failed in attempt %d", unit.id, attempt, exc_info=not isinstance(caught, EmbeddingJobError))
                     error = _reason(caught)
