@@ -57,7 +57,7 @@ def shard_bytes(table: pa.Table, footer: Mapping[str, object]) -> bytes:
     Raises:
         EmbeddingJobError: what was written does not read back as it went in.
     """
-    metadata = {f"{FOOTER_KEY}{key}": json.dumps(value, sort_keys=True) for key, value in footer.items()}
+    metadata = {f"{FOOTER_KEY}{key}": json.dumps(value, sort_keys=True) for key, value in sorted(footer.items())}
     metadata[_SEAL] = _seal(metadata)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
     dim = table.schema.field(EMBEDDING).type.list_size

@@ -6,16 +6,18 @@ import logging
 import secrets
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import accumulate
+from typing import TypeAlias
 
 import numpy as np
 
 import embedding
 from embedding.corpus.check import CheckedUnit, Finding, Kind, Rules
 from embedding.corpus.lease import Lease
-from embedding.corpus.output import JobSettings, Output
+from embedding.corpus.output import SUCCESS, JobSettings, Output
 from embedding.corpus.plan import Unit, plan_units
 from embedding.corpus.reader import read_layouts
 from embedding.corpus.sources import list_sources
@@ -41,6 +43,8 @@ _SAMPLE_BATCH = 64
 _LEASE_SECONDS = 30.0
 _LOG_SECONDS = 5.0
 _SHOWN_PER_KIND = 5
+RunChecks: TypeAlias = Callable[[Sequence[Unit], CheckJob], Iterable[CheckedUnit]]
+"""Checks all the units, on whatever there is to do it; answers in any order."""
 
 
 def verify_corpus(config: VerifyConfig, *, on_end: Callable[[Proof], None] | None = None) -> Proof:
@@ -58,14 +62,14 @@ def verify_corpus(config: VerifyConfig, *, on_end: Callable[[Proof], None] | Non
     settings = output.settings()
     if settings is None:
         raise ConfigError(f"{output.url} is no output of this job: it has no _control/job.json; check the path")
-    model = _model(config, settings, output) if config.sample else None
+    model = model_of_output(config, settings, output) if config.sample else None
     proof = Proof(output.url)
     with _lease(config, output) as lease:
         try:
-            units = _plan(settings)
             with Cluster() as cluster:
                 cluster.nodes()
-                findings = _findings(config, output, settings, units, model, proof)
+                workers = None if config.workers == "auto" else config.workers
+                findings = examine(config, output, settings, model, proof, partial(run_checks, workers=workers))
             if lease is not None:
                 lease.renew()
             proof.conclude(findings, repair(output, findings) if lease is not None else [])
@@ -85,8 +89,12 @@ def _lease(config: VerifyConfig, output: Output) -> Iterator[Lease | None]:
         yield lease
 
 
-def _model(config: VerifyConfig, settings: JobSettings, output: Output) -> ModelSpec:
-    """The model in fp32, after making sure that it is the one of the output."""
+def model_of_output(config: VerifyConfig, settings: JobSettings, output: Output) -> ModelSpec:
+    """The model in fp32, after making sure that it is the one of the output.
+
+    Raises:
+        ConfigError: it cannot be found, or is another one.
+    """
     options = model_options(settings, output.url, config.model, trust_remote_code=config.trust_remote_code)
     if settings.vectors["code_sha256"] is not None and not config.trust_remote_code:
         raise ModelError(f"{options.model} brings its own code; say --trust-remote-code to run it, or --sample 0 to compare no vectors")
@@ -107,42 +115,38 @@ def _plan(settings: JobSettings) -> list[Unit]:
     return sorted(planned, key=lambda unit: unit.shard)
 
 
-def _findings(
-    config: VerifyConfig, output: Output, settings: JobSettings, units: Sequence[Unit], model: ModelSpec | None, proof: Proof
+def examine(
+    config: VerifyConfig, output: Output, settings: JobSettings, model: ModelSpec | None, proof: Proof, run: RunChecks
 ) -> list[Finding]:
-    """Everything that is wrong: first what is missing or too much, then shards, then vectors, then what is said about them."""
+    """Everything that is wrong: what is missing or too much, shards, vectors of the sample, and what is said about them."""
+    units = _plan(settings)
     claims = Claims.of(output)
     findings = list(missing_shards(claims, units))
     committed = [unit for unit in units if unit.shard in claims.shards]
     log.info("%d shards of %d units to check", len(committed), len(units))
     proof.seed = secrets.randbelow(2**32) if config.seed is None else config.seed
-    wanted = choose_rows(committed, config.sample, proof.seed)
-    checked = _check(config, output, settings, committed, wanted, proof)
+    job = CheckJob(output.url, _rules(settings), choose_rows(committed, config.sample, proof.seed))
+    checked = _collect(run(committed, job) if committed else (), committed, proof, silent=config.progress == "none")
     if model is not None:
         _compare_vectors(model, LEAST_COSINE[settings.vectors["precision"]], committed, checked, proof)
     findings += [each.finding for each in checked.values() if each.finding is not None]
     findings += false_claims(claims, units, checked, output)
     if claims.complete and not output.is_complete():
-        findings.append(Finding(Kind.NOT_COMPLETE, "_SUCCESS", "a run began while the output was checked; verify again when it is done"))
+        findings.append(Finding(Kind.NOT_COMPLETE, SUCCESS, "a run began while the output was checked; verify again when it is done"))
     _tell(findings)
     return findings
 
 
-def _check(
-    config: VerifyConfig, output: Output, settings: JobSettings, units: Sequence[Unit], wanted: dict[str, tuple[int, ...]], proof: Proof
-) -> dict[str, CheckedUnit]:
+def _collect(answers: Iterable[CheckedUnit], units: Sequence[Unit], proof: Proof, *, silent: bool) -> dict[str, CheckedUnit]:
     """What was found about each unit, by id, in the order of the units."""
     found: dict[str, CheckedUnit] = {}
-    if not units:
-        return found
-    workers = None if config.workers == "auto" else config.workers
-    shown = time.monotonic()
-    for checked in run_checks(units, CheckJob(output.url, _rules(settings), wanted), workers):
+    bad, shown = 0, time.monotonic()
+    for checked in answers:
         found[checked.unit] = checked
+        bad += checked.finding is not None
         proof.count(checked)
-        if config.progress != "none" and (time.monotonic() - shown > _LOG_SECONDS or len(found) == len(units)):
+        if not silent and (time.monotonic() - shown > _LOG_SECONDS or len(found) == len(units)):
             shown = time.monotonic()
-            bad = sum(each.finding is not None for each in found.values())
             log.info("%d of %d shards checked, %s rows, %d shards bad", len(found), len(units), f"{proof.rows:,}", bad)
     if len({each.versions for each in found.values() if each.finding is None}) > 1:
         log.info("runs with different versions of the libraries made these shards, so a vector's last bits depend on which")
