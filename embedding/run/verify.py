@@ -107,7 +107,7 @@ def model_of_output(config: VerifyConfig, settings: JobSettings, output: Output)
     return spec
 
 
-def _plan(settings: JobSettings) -> list[Unit]:
+def plan_of_output(settings: JobSettings) -> list[Unit]:
     """The units of the corpus as it is now, with the cuts that the output keeps."""
     layouts = read_layouts(list_sources(settings.input), columns_of_output(settings))
     limit = settings.asked.get("limit_rows")
@@ -119,13 +119,13 @@ def examine(
     config: VerifyConfig, output: Output, settings: JobSettings, model: ModelSpec | None, proof: Proof, run: RunChecks
 ) -> list[Finding]:
     """Everything that is wrong: what is missing or too much, shards, vectors of the sample, and what is said about them."""
-    units = _plan(settings)
+    units = plan_of_output(settings)
     claims = Claims.of(output)
     findings = list(missing_shards(claims, units))
     committed = [unit for unit in units if unit.shard in claims.shards]
     log.info("%d shards of %d units to check", len(committed), len(units))
     proof.seed = secrets.randbelow(2**32) if config.seed is None else config.seed
-    job = CheckJob(output.url, _rules(settings), choose_rows(committed, config.sample, proof.seed))
+    job = CheckJob(output.url, rules_of_output(settings), choose_rows(committed, config.sample, proof.seed))
     checked = _collect(run(committed, job) if committed else (), committed, proof, silent=config.progress == "none")
     if model is not None:
         _compare_vectors(model, LEAST_COSINE[settings.vectors["precision"]], committed, checked, proof)
@@ -153,7 +153,8 @@ def _collect(answers: Iterable[CheckedUnit], units: Sequence[Unit], proof: Proof
     return {unit.id: found[unit.id] for unit in units}
 
 
-def _rules(settings: JobSettings) -> Rules:
+def rules_of_output(settings: JobSettings) -> Rules:
+    """What each shard must be, by the settings that the output was begun with."""
     return Rules(
         columns=columns_of_output(settings),
         has_id=settings.vectors["id_column"] is not None,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -32,7 +33,7 @@ def _taken(*order: int) -> Change:
     return lambda table, footer: (table.take([*order, *range(max(order) + 1, table.num_rows)]), footer)
 
 
-def _vectors(change: Callable[[np.ndarray], object]) -> Change:
+def of_vectors(change: Callable[[npt.NDArray[np.float32]], object]) -> Change:
     def apply(table: pa.Table, footer: dict[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
         vectors = np.array(table["embedding"].to_pylist(), np.float32)
         change(vectors)
@@ -42,15 +43,15 @@ def _vectors(change: Callable[[np.ndarray], object]) -> Change:
     return apply
 
 
-def _nan(vectors: np.ndarray) -> None:
+def _nan(vectors: npt.NDArray[np.float32]) -> None:
     vectors[2, 3] = np.nan
 
 
-def _longer(vectors: np.ndarray) -> None:
+def _longer(vectors: npt.NDArray[np.float32]) -> None:
     vectors[1] *= 1.01
 
 
-def _another_direction(vectors: np.ndarray) -> None:
+def _another_direction(vectors: npt.NDArray[np.float32]) -> None:
     vectors[4] = np.roll(vectors[4], 1)
 
 
@@ -92,10 +93,10 @@ OF_A_SHARD: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "row doubled": ("wrong row count", lambda data: rebuilt(data, _taken(0, 0, 1))),
     "row left out": ("wrong row count", lambda data: rebuilt(data, _taken(1))),
     "kept column": ("wrong kept column", lambda data: rebuilt(data, _another_text)),
-    "NaN": ("not finite", lambda data: rebuilt(data, _vectors(_nan))),
-    "length": ("wrong norm", lambda data: rebuilt(data, _vectors(_longer))),
+    "NaN": ("not finite", lambda data: rebuilt(data, of_vectors(_nan))),
+    "length": ("wrong norm", lambda data: rebuilt(data, of_vectors(_longer))),
     "counts": ("wrong record", lambda data: rebuilt(data, _another_count)),
-    "vector of one row": ("wrong vector", lambda data: rebuilt(data, _vectors(_another_direction))),
+    "vector of one row": ("wrong vector", lambda data: rebuilt(data, of_vectors(_another_direction))),
 }
 """Name -> the kind of finding, and what it does to the bytes; needs columns id, text, num_tokens and truncated, and unit lengths."""
 
@@ -134,7 +135,7 @@ def _spoil_table(url: str, name: str, column: str, shard: str) -> None:
     fs.pipe_file(f"{path}/{name}", sink.getvalue())
 
 
-def secrets_in(data: bytes) -> Iterator[str]:
+def hidden_text(data: bytes) -> Iterator[str]:
     """Text of a Parquet file that its compression hides from a search of the bytes: every value and the metadata."""
     if data[:4] == b"PAR1":
         table = pq.read_table(io.BytesIO(data))
