@@ -157,7 +157,7 @@ def test_false_lists_of_rejected_rows_are_found(change: Any, kinds: set[str], tm
     if change == "removed":
         file.unlink()
     elif change == "damaged":
-        file.write_bytes(flipped(file.read_bytes(), 0))
+        file.write_bytes(file.read_bytes()[:-9])
     else:
         listed = rows.to_pylist()
         pq.write_table(pa.Table.from_pylist(listed * 2 if change == "twice" else [listed[0] | change], schema=rows.schema), file)

@@ -105,7 +105,7 @@ def test_code_of_a_model_folder_is_not_run_unless_it_is_trusted(
         with pytest.raises(ModelError, match="a model that brings its own code needs --trust-remote-code"):
             embed_here(source, str(tmp_path / "out"), model)
     assert not trace.exists()
-    with pytest.raises(Exception, match=".*"):
+    with pytest.raises((ModelError, AttributeError)):  # the planted module has no such class, but it was run
         embed_here(source, str(tmp_path / "trusted"), model, trust_remote_code=True)
     assert trace.exists()
 
