@@ -142,7 +142,7 @@ def _check(unit: Unit, rules: Rules, rows: UnitRows, storage: Storage, wanted: S
     data = storage.read(unit.shard)
     if data is None:
         raise _WrongError(Kind.MISSING_SHARD, "it was listed, but is gone")
-    shard, footer = _read_shard(data)
+    shard, footer, writer = _read_shard(data)
     _check_footer(unit, rules, footer)
     record = footer["record"]
     rejected = _rejected_rows(unit, rules, rows, storage, listed=bool(record["rejected"]))
@@ -150,15 +150,13 @@ def _check(unit: Unit, rules: Rules, rows: UnitRows, storage: Storage, wanted: S
     if (shard.num_rows, record["rejected"]) != (len(good), len(rejected)):
         said = f"the footer says {record['rejected']} rejected, the list {len(rejected)}"
         raise _WrongError(Kind.WRONG_ROW_COUNT, f"{shard.num_rows} rows for {unit.num_rows} rows of the source; {said}")
-    identity = rows.copied if rules.has_id else source_columns(unit)
-    kept = rows.copied if not rules.has_id else pa.table({})
-    expected = take_rows(_beside(identity, kept), good)
-    tokens = {name: shard.column(name) for name in ("num_tokens", "truncated")} if rules.token_columns else {}
-    vectors_RD = _check_columns(shard, expected, tokens, rules)
+    expected = take_rows(rows.copied if rules.has_id else _beside(source_columns(unit), rows.copied), good)
+    vectors_RD = _check_columns(shard, expected, rules)
+    tokens = {name: shard.column(name) for name in _token_columns(rules)}
     _check_rows(shard, expected, 1 if rules.has_id else 2)
     _check_numbers(vectors_RD, rows, good, rules)
     _check_counts(record, tokens)
-    if _same_versions(footer, data, rules) and _rebuilt(expected, vectors_RD, tokens, footer) != data:
+    if _same_versions(footer, writer, rules) and _rebuilt(expected, vectors_RD, tokens, footer) != data:
         raise _WrongError(Kind.WRONG_BYTES, "rows and footer are right, but the file is not what they make: its statistics or layout")
     return CheckedUnit(
         unit.id,
@@ -172,12 +170,13 @@ def _check(unit: Unit, rules: Rules, rows: UnitRows, storage: Storage, wanted: S
     )
 
 
-def _read_shard(data: bytes) -> tuple[pa.Table, dict[str, Any]]:
-    """The rows, each page's checksum compared, and the footer's facts."""
+def _read_shard(data: bytes) -> tuple[pa.Table, dict[str, Any], str]:
+    """The rows, each page's checksum compared; the footer's facts; and the library that wrote the file, as it says."""
     try:
-        table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        table = file.read(use_threads=False)
         table.validate(full=True)
-        return table, shard_footer(io.BytesIO(data))
+        return table, shard_footer(io.BytesIO(data)), file.metadata.created_by
     except _NOT_PARQUET as error:
         raise _WrongError(Kind.UNREADABLE_SHARD, f"it is damaged: {_first_line(error)}") from error
 
@@ -228,8 +227,14 @@ def _read_rejected(unit: Unit, storage: Storage) -> list[dict[str, Any]]:
         raise _WrongError(Kind.WRONG_REJECTED_ROWS, f"{rejected_name(unit.id)} is damaged: {_first_line(error)}") from error
 
 
-def _check_columns(shard: pa.Table, expected: pa.Table, tokens: Mapping[str, pa.ChunkedArray], rules: Rules) -> NDArray[np.float32]:
+def _token_columns(rules: Rules) -> dict[str, str]:
+    """Names and types."""
+    return {"num_tokens": "int32", "truncated": "bool"} if rules.token_columns else {}
+
+
+def _check_columns(shard: pa.Table, expected: pa.Table, rules: Rules) -> NDArray[np.float32]:
     """The vectors as (rows, dimensions), after the columns' names and types are found right."""
+    tokens = _token_columns(rules)
     names = [*expected.column_names, EMBEDDING, *tokens]
     if shard.column_names != names:
         raise _WrongError(Kind.WRONG_COLUMNS, f"its columns are {', '.join(shard.column_names)}, not {', '.join(names)}")
@@ -240,8 +245,9 @@ def _check_columns(shard: pa.Table, expected: pa.Table, tokens: Mapping[str, pa.
     chunks = [chunk.flatten() for chunk in vectors.chunks]
     if vectors.null_count or any(chunk.null_count for chunk in chunks):
         raise _WrongError(Kind.WRONG_COLUMNS, "its embedding has nulls")
-    if tokens and [str(column.type) for column in tokens.values()] != ["int32", "bool"]:
-        raise _WrongError(Kind.WRONG_COLUMNS, "its num_tokens and truncated are not int32 and bool")
+    for name, type_name in tokens.items():
+        if str(shard.column(name).type) != type_name or shard.column(name).null_count:
+            raise _WrongError(Kind.WRONG_COLUMNS, f"its {name} is not {type_name} without nulls")
     arrays = [chunk.to_numpy(zero_copy_only=True) for chunk in chunks] or [np.empty(0, np.float32)]
     return (np.concatenate(arrays) if len(arrays) > 1 else arrays[0]).reshape(-1, rules.dimensions)
 
@@ -283,10 +289,9 @@ def _check_counts(record: Mapping[str, int], tokens: Mapping[str, pa.ChunkedArra
             raise _WrongError(Kind.WRONG_RECORD, f"its footer says {record[key]} {key}, its column {name} {total}")
 
 
-def _same_versions(footer: Mapping[str, Any], data: bytes, rules: Rules) -> bool:
+def _same_versions(footer: Mapping[str, Any], writer: str, rules: Rules) -> bool:
     """Whether the same libraries wrote the shard; the file says it twice, so that damage to one of them is noticed as damage."""
     said = footer["provenance"]["versions"]
-    writer = pq.read_metadata(pa.BufferReader(data)).created_by
     by_this_pyarrow = pa.__version__ == said["pyarrow"] or writer == f"parquet-cpp-arrow version {pa.cpp_version}"
     return bool(by_this_pyarrow and said.get("embed-corpus") == rules.package_version)
 

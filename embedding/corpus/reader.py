@@ -161,7 +161,7 @@ def _parquet(source: Source) -> Iterator[pq.ParquetFile]:
     with open_source(source) as stream, explained(f"reading {source.uri}"):
         try:
             yield pq.ParquetFile(stream, pre_buffer=small, buffer_size=0 if small else _STREAM_BYTES)
-        except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError) as error:  # the last from Ray's Arrow types
             require_unchanged(source)
             if type(error).__name__ == "FileExpired":  # s3fs: a ranged read's If-Match failed, though the old bytes are back by now
                 raise SourceChangedError(f"{source.uri} was replaced while it was read; run again to plan it anew") from error

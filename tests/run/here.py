@@ -16,6 +16,7 @@ from embedding.corpus.output import Output
 from embedding.corpus.plan import Unit, plan_units
 from embedding.corpus.reader import read_layouts
 from embedding.corpus.sources import absolute, list_sources
+from embedding.errors import EmbeddingJobError
 from embedding.model.spec import resolve_model
 from embedding.run.checker import CheckJob, check_stage
 from embedding.run.exchange import decode_checked, encode_unit
@@ -65,7 +66,8 @@ def embed_here(source: str, output: str, model: Path, run: str = "run", **option
     made = [unit for unit in units if unit.shard not in done]
     for unit in made:
         [record] = records_from_table(worker(read_stage(pa.table({"unit": [encode_unit(unit)]}), columns, attempts, 3)))
-        assert not record.error, record.error
+        if record.error:
+            raise EmbeddingJobError(record.error)
         ledger.append(record)
     ledger.flush()
     place.complete(units, place.shards())
