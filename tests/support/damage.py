@@ -117,8 +117,8 @@ def damage(url: str, names: list[str]) -> set[tuple[str, str]]:
     fs.pipe_file(f"{path}/{extra}", fs.cat_file(f"{path}/{healthy}"))
     expected |= {("wrong unit", swapped), ("missing shard", removed), ("unclaimed shard", extra)}
     _spoil_table(url, "_control/manifest.parquet", "rows", healthy)
-    [ledger] = outputs.files(url, "_control/records")
-    _spoil_table(url, ledger, "tokens", healthy)
+    for segment in outputs.files(url, "_control/records"):
+        _spoil_table(url, segment, "tokens", healthy)
     fs.makedirs(f"{path}/_control/rejected", exist_ok=True)
     fs.pipe_file(f"{path}/_control/rejected/0123456789abcdef.parquet", b"nobody's")
     expected |= {("wrong manifest", "_control/manifest.parquet"), ("wrong ledger", "_control/records")}
