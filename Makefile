@@ -8,7 +8,7 @@ BIN := .venv/bin
 BENCH_PYTHON ?= $(BIN)/python
 # A GPU machine need not have the environment of this folder: make bench-gpu BENCH_PYTHON=python3.
 
-.PHONY: help demo test bench bench-gpu lint format clean
+.PHONY: help demo test bench bench-gpu lint format audit clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
@@ -37,6 +37,11 @@ bench: .venv/dev.stamp  ## Measure every stage and the peers on this CPU, a few 
 bench-gpu:  ## The same on the GPU of this machine
 	$(BENCH_PYTHON) -m benchmarks.bench --device cuda --model bert-base --out benchmarks/results/cuda-bert-base-$$(date -u +%F).json
 	$(BENCH_PYTHON) -m benchmarks.bench --device cuda --model minilm --out benchmarks/results/cuda-minilm-$$(date -u +%F).json
+
+audit:  ## Look up the pinned dependencies in the database of known vulnerabilities (asks PyPI's service)
+	$(or $(PYTHON),python3) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet pip-audit
+	.venv/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 clean:  ## Remove the environment, the demo and every cache
 	rm -rf .venv demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -25,6 +25,11 @@ ProgressStyle: TypeAlias = Literal["auto", "bar", "log", "none"]
 RESERVED_COLUMNS = frozenset({"embedding", "num_tokens", "truncated", "source", "row_index"})
 """Column names of a shard that are the job's own."""
 
+_USER_AND_PASSWORD = re.compile(r"[^/]*:.*@")
+"""user:password@host; the password may hold a slash. container@account, as Azure's URLs have it, is no secret."""
+_SIGNATURE = re.compile(r"(^|&)[^=]*(sig|signature|token|secret|password|credential|key|keyid)=", re.IGNORECASE)
+"""Options of presigned URLs and shared access signatures, such as X-Amz-Signature=, sig= and AWSAccessKeyId=."""
+
 _CORPUS = Parameter(group=Group("Corpus", sort_key=1))
 _OUTPUT = Parameter(group=Group("Output", sort_key=2))
 _MODEL = Parameter(group=Group("Model", sort_key=3))
@@ -42,7 +47,7 @@ class JobConfig(BaseModel):
         pydantic.ValidationError: the same, from the constructor.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     input: Annotated[tuple[str, ...], _CORPUS, _LIST] = Field(
         min_length=1,
@@ -133,6 +138,18 @@ class JobConfig(BaseModel):
         except ValidationError as error:
             raise ConfigError(explain(error)) from None
 
+    @model_validator(mode="after")
+    def _carries_no_secret(self) -> Self:
+        for option, urls in {
+            "input": self.input,
+            "output": [self.output],
+            "json-summary": [self.json_summary],
+            "model": [self.model],
+        }.items():
+            for url in urls:
+                refuse_secrets(option, url or "")
+        return self
+
     @field_validator("workers")
     @classmethod
     def _workers_form(cls, value: str) -> str:
@@ -166,6 +183,21 @@ class JobConfig(BaseModel):
             return None
         low, _, high = self.workers.partition(":")
         return int(low), int(high or low)
+
+
+def refuse_secrets(option: str, url: str) -> None:
+    """A URL ends up in records, shards and logs, so it may not carry what opens a store.
+
+    Raises:
+        ValueError: it does; the sentence does not repeat it.
+    """
+    _, is_url, rest = url.partition("://")
+    place, _, query = rest.partition("?")
+    if is_url and (_USER_AND_PASSWORD.match(place) or _SIGNATURE.search(query)):
+        raise ValueError(
+            f"--{option} is a URL with a password, key or signature in it, which would be written into records and logs; "
+            "leave it out and give it as the store's library reads it (for S3: AWS_* variables or a profile)"
+        )
 
 
 def explain(error: ValidationError) -> str:

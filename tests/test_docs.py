@@ -20,7 +20,9 @@ import embedding
 from docs.tables import README, with_tables
 from embedding.config import JobConfig, Pooling
 from embedding.run.cli import parse
+from embedding.run.proof import ProofStatus
 from embedding.run.summary import Status, Summary
+from embedding.run.verify_cli import parse as parse_proof
 from tests.model.tiny import FAMILIES
 from tests.support.job import JobResult, run_job
 from tests.support.ray_cluster import RayCluster
@@ -50,8 +52,12 @@ def fenced(page: Path) -> Iterator[Block]:
         yield Block(page, text.count("\n", 0, match.start()) + 1, match[1], match[2])
 
 
+def unfenced(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
 def prose(page: Path) -> str:
-    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return unfenced(page.read_text())
 
 
 BLOCKS = [block for page in PAGES for block in fenced(page)]
@@ -119,6 +125,9 @@ def job_of(words: list[str], patch: pytest.MonkeyPatch) -> JobConfig | None:
     match words:
         case ["python", "jobs/embed_corpus.py", *arguments]:
             return parse(arguments)
+        case ["python", "jobs/verify_corpus.py", *arguments]:
+            assert parse_proof(arguments) is not None
+            return None
         case ["ray", "job", "submit", "--address", _, "--working-dir", ".", "--", *command]:
             return job_of(command, patch)
         case ["export", assignment]:
@@ -158,6 +167,7 @@ def test_the_first_command(first_run: JobResult) -> None:
 
 def test_every_status_is_named() -> None:
     assert set(get_args(Status)) <= set(quoted(section(README, "## What it answers")))
+    assert set(get_args(ProofStatus)) <= set(quoted(unfenced(section(README, "## Prove it"))))
 
 
 def test_the_output_is_drawn_as_it_is(first_run: JobResult, place: Path) -> None:

@@ -16,7 +16,7 @@ from embedding.corpus.storage import Storage
 
 log = logging.getLogger(__name__)
 
-_FOLDER = "_control/records"
+RECORDS = "_control/records"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Ledger:
         self._flushed_at = time.monotonic()
         if not self._pending:
             return
-        self._storage.put(f"{_FOLDER}/{self._run_id}-{self._segments:06d}.parquet", parquet_bytes(records_to_table(self._pending)))
+        self._storage.put(f"{RECORDS}/{self._run_id}-{self._segments:06d}.parquet", parquet_bytes(records_to_table(self._pending)))
         self._segments += 1
         self._pending.clear()
 
@@ -111,7 +111,7 @@ class Ledger:
 def read_ledger(storage: Storage) -> dict[str, CommitRecord]:
     """The last record of every unit, by unit id, over all runs of the output (segment names sort by time)."""
     records: dict[str, CommitRecord] = {}
-    for name in storage.list(_FOLDER):
+    for name in storage.list(RECORDS):
         if (data := storage.read(name)) is None:
             continue
         try:

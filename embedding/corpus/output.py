@@ -31,7 +31,7 @@ SUCCESS = "_SUCCESS"
 DATA = "data"
 MANIFEST = "_control/manifest.parquet"
 _JOB = "_control/job.json"
-_REJECTED = "_control/rejected"
+REJECTED = "_control/rejected"
 _SHARD_NAME = re.compile(r"-\d{10,}-([0-9a-f]{16})\.parquet$")
 _FOOTER_THREADS = 32
 _DELETIONS = 1000
@@ -66,6 +66,8 @@ class JobSettings:
     """First choices that shape units and batches (unit_rows, batch_tokens): later runs keep them."""
     input: tuple[str, ...]
     versions: dict[str, str] = field(default_factory=dict)
+    asked: dict[str, Any] = field(default_factory=dict)
+    """What the last run was asked that no fingerprint can say: where the model is, how many rows. A proof begins with it."""
 
     @property
     def fingerprint(self) -> str:
@@ -119,10 +121,11 @@ class Output:
         existing.require_same_vectors(settings, self.url)
         return existing
 
-    def remember_inputs(self, settings: JobSettings, inputs: tuple[str, ...]) -> None:
-        """Record what the corpus consists of from now on; only for the run that holds the lease."""
-        if settings.input != inputs:
-            self.storage.put(_JOB, replace(settings, input=inputs).encode())
+    def remember(self, settings: JobSettings, inputs: tuple[str, ...], asked: Mapping[str, Any]) -> None:
+        """Record what the corpus consists of from now on, and what this run was asked; only for the run that holds the lease."""
+        now = replace(settings, input=inputs, asked=dict(asked))
+        if now != settings:
+            self.storage.put(_JOB, now.encode())
 
     def settings(self) -> JobSettings | None:
         """The settings the output was begun with, None for a new one.
@@ -135,7 +138,8 @@ class Output:
             return None
         try:
             document = json.loads(data)
-            return JobSettings(document["vectors"], document["kept"], tuple(document["input"]), document["versions"])
+            own = (document["vectors"], document["kept"], tuple(document["input"]), document["versions"])
+            return JobSettings(*own, document.get("asked", {}))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{self.url}/{_JOB} is damaged ({error!r}); --restart begins anew") from error
 
@@ -179,7 +183,7 @@ class Output:
         if stale:
             log.info("removing %d shards whose source rows changed or are gone", len(stale))
         listed = {rejected_name(unit.id) for unit in units if records[unit.id].rejected}
-        unlisted = [name for name in self.storage.list(_REJECTED) if name not in listed]
+        unlisted = [name for name in self.storage.list(REJECTED) if name not in listed]
         return [*stale, *unlisted, *self.storage.list(TEMPORARY)]
 
     def records(self, units: Iterable[Unit], committed: Mapping[str, int]) -> dict[str, CommitRecord]:
@@ -239,4 +243,4 @@ def manifest(units: Iterable[Unit], committed: Mapping[str, int], records: Mappi
 
 def rejected_name(unit_id: str) -> str:
     """Where a unit's rejected rows are listed."""
-    return f"{_REJECTED}/{unit_id}.parquet"
+    return f"{REJECTED}/{unit_id}.parquet"

@@ -196,7 +196,7 @@ def _parquet(source: Source) -> Iterator[pq.ParquetFile]:
             require_unchanged(source)
             needs = "needs more memory than there is; it is damaged, or its row groups are too large for this machine"
             raise SourceError(f"reading {source.uri} {needs}") from error
-        except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError) as error:  # the last from Ray's Arrow types
             require_unchanged(source)
             if type(error).__name__ == "FileExpired":  # s3fs: a ranged read's If-Match failed, though the old bytes are back by now
                 raise SourceChangedError(f"{source.uri} was replaced while it was read; run again to plan it anew") from error

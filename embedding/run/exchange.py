@@ -9,6 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import pyarrow as pa
 
+from embedding.corpus.check import CheckedUnit, Finding, Kind, Sample
 from embedding.corpus.plan import Unit
 from embedding.corpus.reader import UnitRows
 from embedding.corpus.sources import Source
@@ -34,6 +35,19 @@ def decode_unit(text: str) -> Unit:
     """The inverse of `encode_unit`."""
     fields = json.loads(text)
     return Unit(**{**fields, "source": Source(**fields["source"])})
+
+
+def encode_checked(checked: CheckedUnit) -> str:
+    """What was found about a unit as JSON."""
+    return json.dumps(asdict(checked))
+
+
+def decode_checked(text: str) -> CheckedUnit:
+    """The inverse of `encode_checked`."""
+    fields = json.loads(text)
+    finding = fields["finding"] and Finding(Kind(fields["finding"].pop("kind")), **fields["finding"])
+    samples = tuple(Sample(row["source_row"], row["text"], tuple(row["vector"])) for row in fields["samples"])
+    return CheckedUnit(**{**fields, "finding": finding, "samples": samples})
 
 
 def encode_rows(rows: UnitRows) -> pa.Buffer:

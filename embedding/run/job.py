@@ -23,7 +23,7 @@ from embedding.model.spec import ModelSpec, resolve_model
 from embedding.run.pipeline import Cluster, run_units
 from embedding.run.placement import Placement, place_workers
 from embedding.run.progress import open_progress
-from embedding.run.settings import columns_of, first_choices, first_precision, installed_versions, job_settings
+from embedding.run.settings import columns_of, first_choices, first_precision, installed_versions, job_settings, what_was_asked
 from embedding.run.summary import Summary
 from embedding.run.worker import WorkerJob
 
@@ -77,7 +77,7 @@ def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None 
             if config.restart:
                 output.clear()
             plan = _plan(config, output, corpus, model, output.begin(settings), run_id)
-            output.remember_inputs(plan.settings, _inputs(config))
+            output.remember(plan.settings, _inputs(config), what_was_asked(config, model))
             try:
                 _run(config, output, plan, cluster, lease)
             except BaseException as error:

@@ -1,4 +1,7 @@
-"""The stages on Ray Data: units -> read on CPU -> embed and commit on the workers -> commit records. The only user of Ray."""
+"""The stages on Ray Data: units -> read on CPU -> embed and commit on the workers -> commit records. The only user of Ray.
+
+A proof of an output has one stage: units -> check on CPU -> what was found.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,19 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
+import pyarrow as pa
 import ray
 import ray.data
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from embedding.corpus import ending
+from embedding.corpus.check import CheckedUnit
 from embedding.corpus.ledger import CommitRecord, records_from_table
 from embedding.corpus.plan import Unit
 from embedding.errors import EmbeddingJobError
-from embedding.run.exchange import encode_unit
+from embedding.run.checker import CheckJob, check_stage
+from embedding.run.exchange import decode_checked, encode_unit
 from embedding.run.placement import READ_CPUS, Placement, available_cpus
 from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
 
@@ -82,7 +88,7 @@ def run_units(units: Sequence[Unit], job: WorkerJob, placement: Placement) -> It
     """
     attempts = _RemoteAttempts.start()
     dataset = (
-        ray.data.from_items([{"unit": encode_unit(unit)} for unit in units], override_num_blocks=len(units))
+        _one_row_each(units)
         .map_batches(
             functools.partial(read_stage, columns=job.columns, attempts=attempts, max_attempts=job.max_unit_attempts),
             batch_size=1,
@@ -105,11 +111,37 @@ def run_units(units: Sequence[Unit], job: WorkerJob, placement: Placement) -> It
             fn_constructor_kwargs={"job": job, "attempts": attempts},
         )
     )
+    for batch in _stream(dataset):
+        for record in records_from_table(batch):
+            attempts.settle(record.unit)  # not before its record is here: until then the unit may be tried again
+            yield record
+
+
+def run_checks(units: Sequence[Unit], job: CheckJob, workers: int | None) -> Iterator[CheckedUnit]:
+    """Check the units' shards, `workers` at once (None: as many as there are CPUs); yields what was found as it comes, in no order."""
+    attempts = _RemoteAttempts.start()
+    dataset = _one_row_each(units).map_batches(
+        functools.partial(check_stage, job=job, attempts=attempts),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=workers),
+        num_cpus=1,
+    )
+    for batch in _stream(dataset):
+        for text in batch.column("checked").to_pylist():
+            checked = decode_checked(text)
+            attempts.settle(f"check {checked.unit}")
+            yield checked
+
+
+def _one_row_each(units: Sequence[Unit]) -> ray.data.Dataset:
+    return ray.data.from_items([{"unit": encode_unit(unit)} for unit in units], override_num_blocks=len(units))
+
+
+def _stream(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
+    """The dataset's batches as they come."""
     try:
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for record in records_from_table(batch):
-                attempts.settle(record.unit)  # not before its record is here: until then the unit may be tried again
-                yield record
+        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     except RayError as error:
         raise _explained(error) from error
 

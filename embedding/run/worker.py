@@ -22,7 +22,7 @@ from embedding.corpus.ledger import CommitRecord, parquet_bytes, records_to_tabl
 from embedding.corpus.output import Output, rejected_name
 from embedding.corpus.plan import Unit
 from embedding.corpus.reader import Columns, UnitRows, read_unit, text_faults
-from embedding.corpus.shard import shard_bytes, shard_table, source_columns, take_rows
+from embedding.corpus.shard import NOT_FINITE, shard_bytes, shard_table, source_columns, take_rows
 from embedding.errors import AccessError, BadRowsError, EmbeddingJobError, StorageFullError
 from embedding.model.spec import ModelSpec
 from embedding.run.exchange import decode_rows, decode_unit, encode_rows, read_result
@@ -190,7 +190,7 @@ class EmbeddingWorker:
         encoded = time.perf_counter()
 
         finite = embedded.finite_R
-        faults |= {int(row): "the model gives a non-finite vector" for row in good[~finite]}
+        faults |= {int(row): NOT_FINITE for row in good[~finite]}
         self._require_none(unit, faults)
         counts = {"num_tokens": tokens.lengths[finite], "truncated": tokens.truncated[finite]}
         facts = {

@@ -81,10 +81,10 @@ def test_what_does_not_shape_vectors_stays_as_it_was_begun(output: Output) -> No
     assert later.fingerprint == SETTINGS.fingerprint
 
 
-def test_the_inputs_of_the_last_run_are_remembered(output: Output) -> None:
+def test_what_the_last_run_was_asked_is_remembered(output: Output) -> None:
     output.begin(SETTINGS)
-    output.remember_inputs(SETTINGS, ("s3://b/elsewhere",))
-    assert output.settings() == replace(SETTINGS, input=("s3://b/elsewhere",))
+    output.remember(SETTINGS, ("s3://b/elsewhere",), {"model": "m"})
+    assert output.settings() == replace(SETTINGS, input=("s3://b/elsewhere",), asked={"model": "m"})
 
 
 def test_settings_that_shape_vectors_are_refused_naming_each_old_and_new(output: Output) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,26 +21,10 @@ from embedding.model.spec import resolve_model
 from embedding.run.exchange import encode_unit
 from embedding.run.worker import EmbeddingWorker, WorkerJob, _Turns, read_stage
 from tests.model.tiny import save_model
+from tests.run.here import Counts
 from tests.support import corpora, outputs
 
 COLUMNS = Columns("text", ("id",))
-
-
-class Counts:
-    """Attempts of one process."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-
-    def begun(self, key: str) -> int:
-        return self.counts[key]
-
-    def begin(self, key: str) -> int:
-        self.counts[key] += 1
-        return self.counts[key]
-
-    def settle(self, key: str) -> None:
-        self.counts.pop(key, None)
 
 
 def worker_on(model: Path, output: str, attempts: Counts, **options: bool) -> EmbeddingWorker:
