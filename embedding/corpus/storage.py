@@ -173,9 +173,10 @@ class Storage:
                 return None
 
     def open(self, name: str) -> BinaryIO:
-        """The object, open for ranged reads."""
+        """The object, open for ranged reads: nothing is read ahead."""
+        options = {"cache_type": "none"} if self._is_s3 else {}
         with explained(f"opening {self.url}/{name}"):
-            return cast(BinaryIO, with_retries(lambda: self._fs.open(self.path(name), "rb")))
+            return cast(BinaryIO, with_retries(lambda: self._fs.open(self.path(name), "rb", **options)))
 
     def put(self, name: str, data: bytes) -> None:
         """Make the object visible whole, replacing any earlier one."""
