@@ -6,6 +6,8 @@ reach 512 tokens, 52 reach 16,384, and no bin is wider than a quarter of the len
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,7 +15,7 @@ LENGTH_EDGES = np.array([*range(8), *((4 + quarter) << (octave - 2) for octave i
 """Tokens from which each bin counts; it ends before the next one begins."""
 
 
-def length_counts(lengths: NDArray[np.int32]) -> list[int]:
+def length_counts(lengths: NDArray[Any]) -> list[int]:
     """How many of the lengths fall into each bin, up to the last bin that has one."""
     counts: list[int] = np.bincount(np.searchsorted(LENGTH_EDGES, lengths, side="right") - 1).tolist()
     return counts

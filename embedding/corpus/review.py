@@ -4,6 +4,9 @@ Every part is bounded, however large the output is: by a number of objects or ro
 no further object is opened.
 """
 
+# Shape suffixes: R rows, D dimensions.
+# ruff: noqa: N815
+
 from __future__ import annotations
 
 import json

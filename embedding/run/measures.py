@@ -80,7 +80,9 @@ def worker_times(records: pa.Table) -> list[WorkerTime]:
 
     A gap between two units on the device goes to tokenizing as far as the second was being tokenized right before, else to waiting.
     """
-    starts, seconds, tokenized, tokens = (numbers(records, name) for name in ("encode_started", "encode_seconds", "tokenize_seconds", "tokens"))
+    starts, seconds, tokenized, tokens = (
+        numbers(records, name) for name in ("encode_started", "encode_seconds", "tokenize_seconds", "tokens")
+    )
     ends = starts + seconds
     encoded = records["worker"].combine_chunks().dictionary_encode()
     encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
@@ -128,4 +130,5 @@ def lengths(records: pa.Table) -> npt.NDArray[np.int64]:
 
 def numbers(records: pa.Table, column: str) -> Floats:
     """A column as numbers."""
-    return records[column].to_numpy().astype(np.float64)
+    values: Floats = records[column].to_numpy().astype(np.float64)
+    return values
