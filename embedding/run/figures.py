@@ -117,7 +117,7 @@ def workers_svg(workers: Sequence[WorkerTime]) -> str:
             axes.barh(rows, shares, left=left, height=0.62, color=_COLOURS[colour])
             left += shares
         axes.set(xlim=(0, 1), ylim=(len(workers) - 0.5, -0.5), xlabel="share of the time from the first batch to the last")
-        axes.set_yticks(rows, [worker.name if len(worker.name) <= 18 else f"...{worker.name[-15:]}" for worker in workers])
+        axes.set_yticks(rows, [_label(worker.name) for worker in workers])
         axes.set_position((132 / _WIDTH, axes.get_position().y0, (_WIDTH - 132 - 22) / _WIDTH, axes.get_position().height))
         axes.grid(visible=False)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
@@ -127,13 +127,13 @@ def workers_svg(workers: Sequence[WorkerTime]) -> str:
 def plane_svg(plane_R2: Floats, classes_R: Sequence[int], titles_R: Sequence[str], share: float) -> str:
     """Rows on their first two principal axes, coloured by class; the title of a point shows when it is pointed at."""
     words = f"{len(plane_R2):,} rows on the two axes along which they differ most, which show {share:.0%} of their variance."
-    with _drawing("plane", "Map of sampled vectors", words, height=430) as drawing:
+    with _drawing("plane", "Map of sampled vectors", words, height=520) as drawing:
         axes, classes = drawing.axes, np.asarray(classes_R)
         for number in sorted(set(classes.tolist()), reverse=True):  # all others first, below the named ones
             points = plane_R2[classes == number]
             [line] = axes.plot(points[:, 0], points[:, 1], "o", markersize=4.6, markeredgewidth=0, color=_COLOURS[f"c{number}"], alpha=0.75)
             line.set_gid(f"points-{number}")
-        axes.set_position((6 / _WIDTH, 6 / 430, 1 - 12 / _WIDTH, 1 - 12 / 430))
+        axes.set_position((6 / _WIDTH, 6 / 520, 1 - 12 / _WIDTH, 1 - 12 / 520))
         axes.set(xticks=[], yticks=[])
         axes.spines["bottom"].set_visible(False)
         axes.margins(0.03)
@@ -169,6 +169,12 @@ def norms_svg(norms: Floats) -> str:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
         axes.yaxis.set_major_formatter(FuncFormatter(short_number))
         return _svg(drawing)
+
+
+def _label(name: str) -> str:
+    """The end of the name, which has the process, in letters that matplotlib's font has."""
+    plain = "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in name)
+    return plain if len(plain) <= 18 else f"...{plain[-15:]}"
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def _speed(found: Findings) -> list[Section]:
     middle = np.median(rates)
     steady = float((np.abs(rates - middle) <= 0.2 * middle).mean())
     pace_item = Item(
-        "Throughput",
+        "Throughput, tokens/s",
         f"{middle:,.0f} tokens/s in the middle; {steady:.0%} of the time the pace was within a fifth of that.",
         Numbers(
             ("From", "To", "Tokens/s"),
@@ -162,7 +162,7 @@ def _texts(found: Findings, rows: int, rejected: int) -> Section:
         legend = [("c0", "whole"), ("c1", "cut")]
         items.append(
             Item(
-                "Lengths in tokens",
+                "Rows by length in tokens",
                 reading,
                 Numbers(("Tokens", "Rows"), bins, ("Rows",)),
                 figures.lengths_svg(counts, truncated, max_tokens),
@@ -229,7 +229,7 @@ def _vectors(found: Findings) -> list[Section]:
         any_two, nearest = np.median(facts.cosines), np.median(facts.nearest_U)
         reading = f"Two rows have a cosine of {any_two:.2f} in the middle, a row and its nearest one {nearest:.2f}."
         legend = [("c0", "any two rows"), ("c1", "a row and its nearest")]
-        items.append(Item("Cosines", reading, None, figures.cosines_svg(facts.cosines, facts.nearest_U), legend))
+        items.append(Item("Cosines, share of pairs", reading, None, figures.cosines_svg(facts.cosines, facts.nearest_U), legend))
     if not facts.unit_length:
         reading = f"The vectors are not normalized: {facts.norms_R.min():.3g} to {facts.norms_R.max():.3g} long."
         items.append(Item("Lengths", reading, None, figures.norms_svg(facts.norms_R)))
