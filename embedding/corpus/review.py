@@ -164,7 +164,7 @@ def sample_shards(storage: Storage, shards: Sequence[str], *, rows: int, seed: s
 def _sample_shard(storage: Storage, shard: str, rows: int, rng: random.Random) -> tuple[pa.Table, int, int]:
     """Rows of one shard as texts and vectors, how many were read for them, and how many of those repeat a vector but no tokens."""
     with storage.open(shard) as stream:
-        file = pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES)
+        file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER_BYTES)
         footer = {key.decode(): json.loads(value) for key, value in file.metadata.metadata.items() if key.decode().startswith(FOOTER_KEY)}
         schema = file.schema_arrow
         scanned = max(rows, min(_SCANNED_ROWS, _SCANNED_BYTES // (4 * schema.field(EMBEDDING).type.list_size)))
