@@ -38,6 +38,7 @@ SAMPLE_SHARDS = 16
 _SCANNED_BYTES = 8 * 2**20
 """Raw vector bytes that are read of a shard, of which the sampled rows are taken."""
 _SCANNED_ROWS = 2048
+_COLUMNS = RECORD_SCHEMA.set(RECORD_SCHEMA.get_field_index("lengths"), pa.field("lengths", pa.list_(pa.int32()), nullable=False))
 _BUFFER_BYTES = 2**20
 """A ranged read's size: pages are decoded as they come, so that a shard is not fetched whole."""
 _SHOWN_CHARS = 300
@@ -50,7 +51,7 @@ class Records:
     """The last record of each unit, as columns: a million of them are no burden."""
 
     table: pa.Table
-    """RECORD_SCHEMA and `run`, committed units only."""
+    """RECORD_SCHEMA without shard and error, and `run`; committed units only."""
     unread: int
     """Ledger segments that there was no time for, or that are damaged or of another version."""
 
@@ -96,14 +97,14 @@ def read_records(storage: Storage, shards: Iterable[str], run: str, until: float
         if (data := storage.read(name)) is None:
             continue
         try:
-            tables[name] = pq.read_table(pa.BufferReader(data)).select(RECORD_SCHEMA.names).cast(RECORD_SCHEMA)
+            tables[name] = pq.read_table(pa.BufferReader(data)).select(_COLUMNS.names).cast(_COLUMNS)
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             log.debug("%s/%s is left out of the report: %s", storage.url, name, error)
     in_order = [tables[name].append_column("run", _run_of(name, tables[name])) for name in sorted(tables)]
-    table = pa.concat_tables(in_order) if in_order else RECORD_SCHEMA.append(pa.field("run", pa.string())).empty_table()
-    table = table.take(_last_of_each(table["unit"]))
+    table = pa.concat_tables(in_order) if in_order else _COLUMNS.append(pa.field("run", pa.string())).empty_table()
     wanted = pc.and_(pc.equal(table["error"], ""), pc.is_in(table["shard"], pa.array(shards, pa.string())))
-    return Records(table.filter(wanted), len(names) - len(tables))
+    kept = table.filter(pc.and_(wanted, _is_last(table["unit"]))).drop_columns(["shard", "error"])
+    return Records(kept, len(names) - len(tables))
 
 
 def read_rejections(storage: Storage, records: Records, until: float) -> Rejections:
@@ -205,10 +206,11 @@ def _run_of(name: str, table: pa.Table) -> pa.Array:
     return pa.repeat(segment_name(name).rpartition("-")[0], table.num_rows)
 
 
-def _last_of_each(keys: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Ascending positions of the last row of each key."""
+def _is_last(keys: pa.ChunkedArray) -> pa.Array:
+    """Whether a row is the last one with its key."""
     encoded = keys.combine_chunks().dictionary_encode()
     encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+    codes, places = encoded.indices.to_numpy(), np.arange(len(encoded))
     last = np.zeros(len(encoded.dictionary), np.int64)
-    np.maximum.at(last, encoded.indices.to_numpy(), np.arange(len(encoded)))
-    return np.sort(last)
+    np.maximum.at(last, codes, places)
+    return pa.array(last[codes] == places)
