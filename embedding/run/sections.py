@@ -82,7 +82,7 @@ def _speed(found: Findings) -> list[Section]:
     which = "This run" if run == found.summary.run else f"This run had nothing to embed; run {run}"
     at_work = f"{count(timed.num_rows, 'unit')} with {tokens:,} tokens on {count(len(workers), 'worker')}"
     lead = f"{which} encoded {at_work}, {duration(pace.seconds)} from the first batch to the last."
-    lead += f" {share(padding, tokens + padding)} of the computed tokens were padding."
+    lead += f" Of the computed tokens {share(padding, tokens + padding)} were padding."
     rates = pace.tokens_per_second
     middle = np.median(rates)
     steady = float((np.abs(rates - middle) <= 0.2 * middle).mean())
