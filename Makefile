@@ -8,11 +8,11 @@ BIN := .venv/bin
 BENCH_PYTHON ?= $(BIN)/python
 # A GPU machine need not have the environment of this folder: make bench-gpu BENCH_PYTHON=python3.
 
-.PHONY: help demo test bench bench-gpu lint format audit clean
+.PHONY: help demo test test-browser bench bench-gpu lint format audit clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
-	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/demo.stamp  ## Embed the docstrings of Python's standard library and search them in plain English
 	$(BIN)/python jobs/demo_corpus.py demo/corpus
@@ -21,6 +21,10 @@ demo: .venv/demo.stamp  ## Embed the docstrings of Python's standard library and
 
 test: lint  ## Lint, type check and run the tests
 	$(BIN)/python -m pytest
+
+test-browser: .venv/dev.stamp  ## Look at a report in Chromium; as root, install Debian's where there is none
+	command -v chromium >/dev/null || { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium fonts-dejavu-core; }
+	$(BIN)/python -m pytest tests/run/test_report_browser.py
 
 lint: .venv/dev.stamp  ## Check style, formatting and types
 	$(BIN)/ruff check

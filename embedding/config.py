@@ -123,6 +123,9 @@ class JobConfig(BaseModel):
     )
     dry_run: Annotated[bool, _RUN, _FLAG] = Field(False, description="Print the plan and stop.")
     json_summary: Annotated[str | None, _RUN] = Field(None, description="Also write the JSON summary to this path or URL.")
+    report: Annotated[Literal["yes", "no"], _RUN] = Field(
+        "yes", description="Write a report of the run with figures, _control/runs/<run>/report.html; it quotes ids and kept columns."
+    )
     progress: Annotated[ProgressStyle, _RUN] = Field(
         "auto", description="Progress display: bar, log lines or none; auto: a bar in a terminal, else log lines."
     )

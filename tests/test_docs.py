@@ -114,7 +114,7 @@ def first_run(place: Path) -> JobResult:
     """The one run of this module: README's first command of the job, to the letter."""
     del place
     found = [words for block in fenced(README) if block.language == "bash" for words in commands(block) if words[:2] == ["python", SCRIPT]]
-    return run_job(*found[0][2:])
+    return run_job(*found[0][2:], env={"EMBED_REPORT": "yes"})
 
 
 def job_of(words: list[str], patch: pytest.MonkeyPatch) -> JobConfig | None:

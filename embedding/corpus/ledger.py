@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -17,6 +17,7 @@ from embedding.corpus.storage import Storage
 log = logging.getLogger(__name__)
 
 RECORDS = "_control/records"
+"""Folder of the ledger's segments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class CommitRecord:
     write_seconds: float
     worker: str
     """Host and process that did it."""
+    lengths: list[int]
+    """Rows in the shard by tokens, in the bins of `embedding.corpus.lengths`, up to the last bin that has one."""
     note: str
     """What the user should know about how the worker computes, such as that it pads or that batches were halved; else empty."""
     error: str
@@ -60,13 +63,13 @@ class CommitRecord:
     @classmethod
     def of(cls, unit: Unit, **facts: Any) -> CommitRecord:
         """The record of a unit with these facts; the others are zero or empty."""
-        none: dict[str, Any] = {field.name: _EMPTY[str(field.type)] for field in fields(cls)}
+        none: dict[str, Any] = {field.name: _PYTHON_TYPES[str(field.type)]() for field in fields(cls)}
         identity = {"unit": unit.id, "shard": unit.shard, "source": unit.source.uri, "first_row": unit.first_row, "rows": unit.num_rows}
         return cls(**{**none, **identity, **facts})
 
 
-_EMPTY = {"str": "", "int": 0, "float": 0.0}
-_ARROW_TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
+_PYTHON_TYPES: dict[str, Callable[[], object]] = {"str": str, "int": int, "float": float, "list[int]": list}
+_ARROW_TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "list[int]": pa.list_(pa.int64())}
 RECORD_SCHEMA = pa.schema([pa.field(field.name, _ARROW_TYPES[str(field.type)], nullable=False) for field in fields(CommitRecord)])
 
 
@@ -119,6 +122,11 @@ def read_ledger(storage: Storage) -> dict[str, CommitRecord]:
         except (pa.ArrowException, OSError, TypeError, ValueError) as error:  # damaged, or of another version of this package
             log.warning("%s/%s is left out of the ledger, footers of shards stand in for it: %s", storage.url, name, error)
     return records
+
+
+def segment_name(path: str) -> str:
+    """`<run>-<number>` of a segment's path."""
+    return path.removeprefix(f"{RECORDS}/").removesuffix(".parquet")
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

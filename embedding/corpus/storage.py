@@ -27,6 +27,9 @@ TEMPORARY = "_control/tmp"
 _SINGLE_PUT_BYTES = 2**31
 """s3fs cuts larger values into parts; below this one PUT makes the object visible, and nothing is left behind by a death."""
 
+_SHOWN_TYPES = {".html": "text/html; charset=utf-8", ".json": "application/json"}
+"""What a browser is told of an object, so that it shows it: without a type it saves it as a file."""
+
 
 def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a local path or fsspec URL, and the path on it (absolute and free of `..` and `//` for a local one).
@@ -109,14 +112,15 @@ class Storage:
                 return None
 
     def open(self, name: str) -> BinaryIO:
-        """The object, open for ranged reads."""
+        """The object, open for ranged reads: nothing is read ahead."""
+        options = {"cache_type": "none"} if self._is_s3 else {}
         with explained(f"opening {self.url}/{name}"):
-            return cast(BinaryIO, with_retries(lambda: self._fs.open(self.path(name), "rb")))
+            return cast(BinaryIO, with_retries(lambda: self._fs.open(self.path(name), "rb", **options)))
 
     def put(self, name: str, data: bytes) -> None:
         """Make the object visible whole, replacing any earlier one."""
         with explained(f"writing {self.url}/{name}"):
-            with_retries(lambda: self._fs.pipe_file(self.path(name), data, **self._put_options()))
+            with_retries(lambda: self._fs.pipe_file(self.path(name), data, **self._put_options(name)))
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Put the object unless one is there; whether this call's bytes are the ones that stand there now.
@@ -179,8 +183,11 @@ class Storage:
             return self.read(name) == data
         return True
 
-    def _put_options(self) -> dict[str, Any]:
-        return {"chunksize": _SINGLE_PUT_BYTES} if self._is_s3 else {}
+    def _put_options(self, name: str) -> dict[str, Any]:
+        if not self._is_s3:
+            return {}
+        content_type = _SHOWN_TYPES.get(f".{name.rpartition('.')[2]}")
+        return {"chunksize": _SINGLE_PUT_BYTES, **({"ContentType": content_type} if content_type else {})}
 
 
 class LocalStorage(Storage):

@@ -23,6 +23,7 @@ from embedding.model.spec import ModelSpec, resolve_model
 from embedding.run.pipeline import Cluster, run_units
 from embedding.run.placement import Placement, place_workers
 from embedding.run.progress import open_progress
+from embedding.run.report import write_report
 from embedding.run.settings import columns_of, first_choices, first_precision, installed_versions, job_settings, what_was_asked
 from embedding.run.summary import Summary
 from embedding.run.worker import WorkerJob
@@ -88,6 +89,8 @@ def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None 
                     raise StorageError(f"{error}, then run the same command again to go on") from error
                 raise
             _publish(config, output, _ended(plan.summary, started, on_end))
+            if config.report == "yes" and plan.summary.status != "nothing to do":
+                write_report(output, plan.summary, plan.settings, _committed(plan), model=config.model)
     return plan.summary
 
 
@@ -251,6 +254,11 @@ def _worker_job(config: JobConfig, output: Output, plan: _Plan, placement: Place
         device=placement.device,
         threads=None if placement.gpus else placement.cpus,
     )
+
+
+def _committed(plan: _Plan) -> list[str]:
+    failed = {(failure["source"], failure["first_row"]) for failure in plan.summary.failures}
+    return [unit.shard for unit in plan.units if (unit.source.uri, unit.first_row) not in failed]
 
 
 def _publish(config: JobConfig, output: Output, summary: Summary) -> None:

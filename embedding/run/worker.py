@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedding.corpus.ledger import CommitRecord, parquet_bytes, records_to_table
+from embedding.corpus.lengths import length_counts
 from embedding.corpus.output import Output, rejected_name
 from embedding.corpus.plan import Unit
 from embedding.corpus.reader import Columns, UnitRows, read_unit, text_faults
@@ -198,6 +199,7 @@ class EmbeddingWorker:
             "tokens": int(counts["num_tokens"].sum()),
             "truncated": int(counts["truncated"].sum()),
             "duplicates": len(good) - embedded.distinct_rows,
+            "lengths": length_counts(counts["num_tokens"]),
         }
         identified = rows.copied if self._job.has_id else _side_by_side(source_columns(unit), rows.copied)
         token_columns = {"num_tokens": pa.array(counts["num_tokens"], pa.int32()), "truncated": pa.array(counts["truncated"])}

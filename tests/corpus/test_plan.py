@@ -151,12 +151,12 @@ def test_names_of_shards(path: str, uri: str, stem: str) -> None:
     assert shard_stem(Source(path, uri, 1, "v")) == stem
 
 
-SEGMENTS = st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"]), min_size=1, max_size=8) | st.sampled_from(
+RECORDS = st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"]), min_size=1, max_size=8) | st.sampled_from(
     ["..", ".", "_", "a=..", "..=a", "key=", "=value", "k=/"]
 )
 
 
-@given(st.lists(SEGMENTS, min_size=1, max_size=4), st.integers(0, 10**9))
+@given(st.lists(RECORDS, min_size=1, max_size=4), st.integers(0, 10**9))
 def test_any_name_stays_inside_data(segments: list[str], first_row: int) -> None:
     path = "/".join(segments)
     shard = PurePosixPath(make_unit(Source(path, f"file:///in/{path}", 1, "v"), first_row, 1, "f").shard)

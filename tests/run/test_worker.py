@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from dataclasses import replace
@@ -14,8 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from embedding import JobConfig
 from embedding.corpus.ledger import CommitRecord, records_from_table
+from embedding.corpus.lengths import length_counts
 from embedding.corpus.plan import Unit, plan_units
 from embedding.corpus.reader import Columns, read_layouts
+from embedding.corpus.shard import shard_footer
 from embedding.corpus.sources import list_sources
 from embedding.model.spec import resolve_model
 from embedding.run.exchange import encode_unit
@@ -57,6 +60,8 @@ def test_a_unit_becomes_a_shard_and_a_record(tiny_model: Path, tmp_path: Path) -
     assert rows["id"].to_pylist() == [0, 2]
     assert rows["truncated"].to_pylist() == [False, False]
     assert sum(rows["num_tokens"].to_pylist()) == record.tokens
+    assert record.lengths == length_counts(rows["num_tokens"].to_numpy())
+    assert shard_footer(io.BytesIO(outputs.shards(output)[unit.shard]))["record"]["lengths"] == record.lengths
     assert record.bytes == len(outputs.shards(output)[unit.shard])
     assert attempts.counts == {unit.id: 1}  # until the driver has the record
 

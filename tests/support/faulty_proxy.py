@@ -52,6 +52,8 @@ class FaultyProxy(ThreadingHTTPServer):
         self.closing = threading.Event()
         self.requests: list[str] = []
         """Method and path of each request, in order of arrival."""
+        self.answered_bytes = 0
+        """Of all bodies of answers so far."""
         self.watchers: list[Watcher] = []
         """Called in the request's thread before it is passed on and after it was carried out, before its answer goes back."""
 
@@ -153,6 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
+            self.server.answered_bytes += len(body)
             self.wfile.write(body)
 
     def _wait_for_the_client(self) -> None:
