@@ -8,7 +8,7 @@ BIN := .venv/bin
 BENCH_PYTHON ?= $(BIN)/python
 # A GPU machine need not have the environment of this folder: make bench-gpu BENCH_PYTHON=python3.
 
-.PHONY: help demo test bench bench-gpu lint format clean
+.PHONY: help demo test chaos bench bench-gpu lint format clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
@@ -21,6 +21,9 @@ demo: .venv/demo.stamp  ## Embed the docstrings of Python's standard library and
 
 test: lint  ## Lint, type check and run the tests
 	$(BIN)/python -m pytest
+
+chaos: .venv/dev.stamp  ## Raise four storms of kills over the job and compare what they leave, about half an hour
+	$(BIN)/python -m tests.chaos.storms --out benchmarks/results/chaos-$$(date -u +%F).json
 
 lint: .venv/dev.stamp  ## Check style, formatting and types
 	$(BIN)/ruff check

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import http.client
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -24,8 +25,18 @@ ANSWERS = {
 out, the answer is not) and `truncate` (half of the body)."""
 
 
-Watcher: TypeAlias = Callable[[Literal["before", "after"], str, str], None]
-"""Gets the moment, the method and the path with its query."""
+When: TypeAlias = Literal["before", "after"]
+Watcher: TypeAlias = Callable[[When, str, str], None]
+"""Gets the moment, the method and the path with its query. A ConnectionError that it raises loses the request, or its answer."""
+
+
+class Exchange(threading.local):
+    """What else a watcher may want to know of the request in whose thread it is called."""
+
+    client_port = 0
+    """Where the request comes from: tells which process asks."""
+    status = 0
+    """HTTP status of the answer; 0 before it."""
 
 
 class FaultyProxy(ThreadingHTTPServer):
@@ -43,6 +54,12 @@ class FaultyProxy(ThreadingHTTPServer):
         """Method and path of each request, in order of arrival."""
         self.watchers: list[Watcher] = []
         """Called in the request's thread before it is passed on and after it was carried out, before its answer goes back."""
+        self.exchange = Exchange()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients die in these tests; only what else happens is worth a traceback on stderr."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def endpoint(self) -> str:
@@ -78,7 +95,10 @@ class _Handler(BaseHTTPRequestHandler):
             status, code = ANSWERS[fault]
             self._answer(status, {}, f"<Error><Code>{code}</Code><Message>{fault}</Message></Error>".encode() if code else b"")
         else:
-            self._pass_on(fault, body)
+            try:
+                self._pass_on(fault, body)
+            except (OSError, http.client.HTTPException):  # the client or the server died
+                self._hang_up()
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _do  # noqa: N815
 
@@ -86,6 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
         """The tests' output stays clean."""
 
     def _pass_on(self, fault: str, body: bytes) -> None:
+        self.server.exchange.client_port, self.server.exchange.status = self.client_address[1], 0
         self._tell("before")
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=30)
         upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -95,6 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
         answer = upstream.getresponse()
         data = answer.read()
         upstream.close()
+        self.server.exchange.status = answer.status
         self._tell("after")
         if fault == "lose reply":
             self._hang_up()
@@ -104,9 +126,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "truncate":
             self._hang_up()
 
-    def _tell(self, moment: Literal["before", "after"]) -> None:
+    def _tell(self, when: When) -> None:
         for watcher in self.server.watchers:
-            watcher(moment, self.command, self.path)
+            watcher(when, self.command, self.path)
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response_only(status)
@@ -118,5 +140,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _hang_up(self) -> None:
         self.close_connection = True
-        self.wfile.flush()
-        self.connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # the client may be gone
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
