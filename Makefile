@@ -8,7 +8,7 @@ BIN := .venv/bin
 BENCH_PYTHON ?= $(BIN)/python
 # A GPU machine need not have the environment of this folder: make bench-gpu BENCH_PYTHON=python3.
 
-.PHONY: help demo test test-browser bench bench-gpu lint format audit clean
+.PHONY: help demo test test-browser chaos bench bench-gpu lint format audit clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
@@ -25,6 +25,9 @@ test: lint  ## Lint, type check and run the tests
 test-browser: .venv/dev.stamp  ## Look at a report in Chromium; as root, install Debian's where there is none
 	command -v chromium >/dev/null || { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium fonts-dejavu-core; }
 	$(BIN)/python -m pytest tests/run/test_report_browser.py
+
+chaos: .venv/dev.stamp  ## Raise four storms of kills over the job and compare what they leave, about half an hour
+	$(BIN)/python -m tests.chaos.storms --out benchmarks/results/chaos-$$(date -u +%F).json
 
 lint: .venv/dev.stamp  ## Check style, formatting and types
 	$(BIN)/ruff check

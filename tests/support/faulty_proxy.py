@@ -7,6 +7,7 @@ import io
 import random
 import select
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -30,8 +31,18 @@ a byte at a time)."""
 TRICKLE_SECONDS = 0.1
 """Between two bytes of a trickle."""
 
-Watcher: TypeAlias = Callable[[Literal["before", "after"], str, str], None]
-"""Gets the moment, the method and the path with its query."""
+When: TypeAlias = Literal["before", "after"]
+Watcher: TypeAlias = Callable[[When, str, str], None]
+"""Gets the moment, the method and the path with its query. A ConnectionError that it raises loses the request, or its answer."""
+
+
+class Exchange(threading.local):
+    """What else a watcher may want to know of the request in whose thread it is called."""
+
+    client_port = 0
+    """Where the request comes from: tells which process asks."""
+    status = 0
+    """HTTP status of the answer; 0 before it."""
 
 
 class FaultyProxy(ThreadingHTTPServer):
@@ -56,6 +67,12 @@ class FaultyProxy(ThreadingHTTPServer):
         """Of all bodies of answers so far."""
         self.watchers: list[Watcher] = []
         """Called in the request's thread before it is passed on and after it was carried out, before its answer goes back."""
+        self.exchange = Exchange()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients die in these tests; only what else happens is worth a traceback on stderr."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def endpoint(self) -> str:
@@ -117,7 +134,10 @@ class _Handler(BaseHTTPRequestHandler):
             status, code = ANSWERS[fault]
             self._answer(status, {}, f"<Error><Code>{code}</Code><Message>{fault}</Message></Error>".encode() if code else b"")
         else:
-            self._pass_on(fault, body)
+            try:
+                self._pass_on(fault, body)
+            except (OSError, http.client.HTTPException):  # the client or the server died
+                self._hang_up()
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _do  # noqa: N815
 
@@ -125,6 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
         """The tests' output stays clean."""
 
     def _pass_on(self, fault: str, body: bytes) -> None:
+        self.server.exchange.client_port, self.server.exchange.status = self.client_address[1], 0
         self._tell("before")
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=30)
         upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -134,6 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
         answer = upstream.getresponse()
         data = answer.read()
         upstream.close()
+        self.server.exchange.status = answer.status
         self._tell("after")
         if fault == "lose reply":
             self._hang_up()
@@ -145,9 +167,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "truncate":
             self._hang_up()
 
-    def _tell(self, moment: Literal["before", "after"]) -> None:
+    def _tell(self, when: When) -> None:
         for watcher in self.server.watchers:
-            watcher(moment, self.command, self.path)
+            watcher(when, self.command, self.path)
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response_only(status)
