@@ -77,9 +77,7 @@ def submit(
     return client.submit_job(entrypoint=entrypoint, runtime_env=dict(runtime_env or {}), metadata={_KEY: key})
 
 
-def watch(
-    client: JobSubmissionClient, submission_id: str, on_log: Callable[[str], None], *, poll_seconds: float = POLL_SECONDS
-) -> Ending:
+def watch(client: JobSubmissionClient, submission_id: str, on_log: Callable[[str], None], *, poll_seconds: float = POLL_SECONDS) -> Ending:
     """Wait for the end; `on_log` gets each new line of the log.
 
     Raises:
