@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 
@@ -12,7 +13,7 @@ def main(count: int) -> None:
     """Return once the cluster is up and has `count` living nodes."""
     while not ray.is_initialized():
         try:
-            ray.init(log_to_driver=False, logging_level="CRITICAL")
+            ray.init(log_to_driver=False, logging_level=logging.CRITICAL)
         except ConnectionError:  # the head node is still starting
             time.sleep(1)
     while sum(node["Alive"] for node in ray.nodes()) < count:

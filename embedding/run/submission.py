@@ -53,7 +53,7 @@ class Ending:
 
     @property
     def final(self) -> bool:
-        """Whether running again is not worth it before a human has looked: wrong options, failed units, a second run, or stopped by hand."""
+        """Whether a human has to look before it is run again: wrong options, failed units, another run, or stopped by hand."""
         return self.status == JobStatus.STOPPED or self.exit_code in (ExitCode.USAGE, ExitCode.FAILED_UNITS, ExitCode.OUTPUT_BUSY)
 
 

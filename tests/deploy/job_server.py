@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ray.job_submission import JobSubmissionClient
+
 from tests.support.processes import running
 from tests.support.waiting import wait_until
 
@@ -22,12 +24,27 @@ sys.stdin.read()
 """Its cluster goes when its input ends, and so with the tests, even when they are killed."""
 
 
+START_SECONDS = 120
+
+
 @dataclass(frozen=True)
 class JobServer:
     """Where the server listens, and the token without which it answers 401."""
 
     address: str
     token: str
+
+    def client(self) -> JobSubmissionClient:
+        """With the token by hand: a process that has used Ray already does not look at its environment again."""
+        return JobSubmissionClient(self.address, headers={"Authorization": f"Bearer {self.token}"})
+
+    def takes_submissions(self) -> bool:
+        """Whether a submission is accepted: the server answers some seconds before the node does."""
+        try:
+            self.client().submit_job(entrypoint="true")
+        except (ConnectionError, RuntimeError):
+            return False
+        return True
 
     def environment(self) -> dict[str, str]:
         """What a client of this server has in its environment."""
@@ -48,4 +65,6 @@ def job_server() -> Iterator[JobServer]:
                 text = (folder / "stdout").read_text()
                 return text.strip() if text.endswith("\n") else ""
 
-            yield JobServer(f"http://{wait_until(address, what='the job server')}", token)
+            server = JobServer(f"http://{wait_until(address, what='the job server', seconds=START_SECONDS)}", token)
+            wait_until(server.takes_submissions, what="the node's agent, which starts what is submitted", seconds=START_SECONDS)
+            yield server

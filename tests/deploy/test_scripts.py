@@ -45,9 +45,8 @@ def test_what_the_image_copies_is_let_through() -> None:
 def test_slurm_brings_the_script_back() -> None:
     lines = SBATCH.read_text().splitlines()
     first_command = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
-    given = dict(
-        match.groups(default="") for line in lines[:first_command] if (match := re.fullmatch(r"#SBATCH --([\w-]+)(?:=(\S+))?", line))
-    )
+    found = [re.fullmatch(r"#SBATCH --([\w-]+)(?:=(\S+))?", line) for line in lines[:first_command]]
+    given = {match[1]: match[2] or "" for match in found if match}
     assert sum(line.startswith("#SBATCH") for line in lines) == len(given)  # Slurm reads none after the first command
     assert {"requeue", "open-mode", "exclusive"} <= given.keys()
     assert given["open-mode"] == "append"

@@ -1,4 +1,4 @@
-"""`ray job submit` on a real job server, with a token: a working directory, a stop, a resumption, and ends that schedulers can tell apart."""
+"""`ray job submit` on a real job server that asks for a token: a working directory, a stop, a resumption, and ends told apart."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from tests.support.waiting import wait_until
 ROWS, UNIT_ROWS = 600, 3
 COMMAND = (sys.executable, str(SCRIPT))
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "job"]
+FAILED_UNITS = """echo 'failed: {"source": "a"}'; echo '{"run": "r", "status": "failed units"}'; echo late; exit 3"""
 WHERE_WORKERS_ARE_NAMED = 'self._name = f"{socket.gethostname()}'
 
 
@@ -35,8 +36,7 @@ def server() -> Iterator[JobServer]:
 
 @pytest.fixture(scope="module")
 def client(server: JobServer) -> JobSubmissionClient:
-    """With the token by hand: a process that has used Ray already does not look at its environment again."""
-    return JobSubmissionClient(server.address, headers={"Authorization": f"Bearer {server.token}"})
+    return server.client()
 
 
 @pytest.fixture(scope="module")
