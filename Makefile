@@ -8,11 +8,11 @@ BIN := .venv/bin
 BENCH_PYTHON ?= $(BIN)/python
 # A GPU machine need not have the environment of this folder: make bench-gpu BENCH_PYTHON=python3.
 
-.PHONY: help demo test bench bench-gpu lint format clean
+.PHONY: help demo test test-deploy bench bench-gpu lint format clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
-	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/demo.stamp  ## Embed the docstrings of Python's standard library and search them in plain English
 	$(BIN)/python jobs/demo_corpus.py demo/corpus
@@ -21,6 +21,10 @@ demo: .venv/demo.stamp  ## Embed the docstrings of Python's standard library and
 
 test: lint  ## Lint, type check and run the tests
 	$(BIN)/python -m pytest
+
+test-deploy: .venv/dev.stamp .venv-deploy/stamp  ## Try the Airflow and Dagster examples on the real libraries
+	NODE_PYTHON=$(abspath $(BIN)/python) PYTHONPATH=. .venv-deploy/bin/python -m pytest -c /dev/null --rootdir . --import-mode importlib \
+		-p no:cacheprovider tests/deploy/orchestrators.py
 
 lint: .venv/dev.stamp  ## Check style, formatting and types
 	$(BIN)/ruff check
@@ -39,11 +43,18 @@ bench-gpu:  ## The same on the GPU of this machine
 	$(BENCH_PYTHON) -m benchmarks.bench --device cuda --model minilm --out benchmarks/results/cuda-minilm-$$(date -u +%F).json
 
 clean:  ## Remove the environment, the demo and every cache
-	rm -rf .venv demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-deploy demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/%.stamp: pyproject.toml constraints.txt
 	@echo "Installing embed-corpus[$*] into .venv, a few minutes the first time ..."
 	$(or $(PYTHON),$(error No Python of 3.11 to 3.13 with venv was found; install one or run make PYTHON=/path/to/python)) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+.venv-deploy/stamp: pyproject.toml
+	@echo "Installing Airflow and Dagster into .venv-deploy, a few minutes the first time ..."
+	$(PYTHON) -m venv .venv-deploy
+	.venv-deploy/bin/python -m pip install --quiet 'apache-airflow>=3.3,<4' 'dagster>=1.13,<2' 'ray[default]==2.60.0' cyclopts tenacity pytest psutil
+	.venv-deploy/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@

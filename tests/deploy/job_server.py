@@ -52,13 +52,13 @@ class JobServer:
 
 
 @contextmanager
-def job_server() -> Iterator[JobServer]:
-    """Start a cluster of one node with 2 CPUs; it is gone when the block is left."""
+def job_server(python: str = sys.executable) -> Iterator[JobServer]:
+    """Start a cluster of one node with 2 CPUs on this interpreter; it is gone when the block is left."""
     token = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="ray-jobs-") as name:
         folder = Path(name)
         env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-        with running([sys.executable, "-c", _HOLD_A_CLUSTER, name], folder, env) as process:
+        with running([python, "-c", _HOLD_A_CLUSTER, name], folder, env) as process:
 
             def address() -> str:
                 assert process.poll() is None, (folder / "stderr").read_text()
