@@ -24,7 +24,7 @@ test: lint  ## Lint, type check and run the tests
 
 test-deploy: .venv/dev.stamp .venv-deploy/stamp  ## Try the Airflow and Dagster examples on the real libraries
 	NODE_PYTHON=$(abspath $(BIN)/python) PYTHONPATH=. .venv-deploy/bin/python -m pytest -c /dev/null --rootdir . --import-mode importlib \
-		-p no:cacheprovider tests/deploy/orchestrators.py
+		-p no:cacheprovider --noconftest tests/deploy/orchestrators.py
 
 lint: .venv/dev.stamp  ## Check style, formatting and types
 	$(BIN)/ruff check

@@ -4,8 +4,7 @@ Dagster's environment needs this package without its dependencies, and little el
 from RAY_API_SERVER_ADDRESS, RAY_AUTH_MODE and RAY_AUTH_TOKEN of it.
 """
 
-from __future__ import annotations
-
+# No postponed annotations here: Dagster reads those of an asset's parameters as they stand.
 import dagster as dg
 from ray.job_submission import JobSubmissionClient
 

@@ -55,7 +55,7 @@ class JobServer:
 def job_server(python: str = sys.executable) -> Iterator[JobServer]:
     """Start a cluster of one node with 2 CPUs on this interpreter; it is gone when the block is left."""
     token = secrets.token_hex(16)
-    with tempfile.TemporaryDirectory(prefix="ray-jobs-") as name:
+    with tempfile.TemporaryDirectory(prefix="job-server-") as name:
         folder = Path(name)
         env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
         with running([python, "-c", _HOLD_A_CLUSTER, name], folder, env) as process:

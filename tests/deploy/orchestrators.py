@@ -57,28 +57,32 @@ def operator() -> EmbedCorpusOperator:
 SUCCESS = """echo '{"run": "r", "status": "complete", "rows_out": 3}'"""
 
 
-def test_airflow_returns_the_summary(server: None, program: Any) -> None:
+@pytest.mark.usefixtures("server")
+def test_airflow_returns_the_summary(program: Any) -> None:
     program(SUCCESS)
     assert operator().execute({})["rows_out"] == 3
 
 
+@pytest.mark.usefixtures("server")
 @pytest.mark.parametrize(("code", "error"), [(1, AirflowException), (2, AirflowFailException), (3, AirflowFailException)])
-def test_airflow_tries_again_after_a_crash_only(code: int, error: type[Exception], server: None, program: Any) -> None:
+def test_airflow_tries_again_after_a_crash_only(code: int, error: type[Exception], program: Any) -> None:
     program(f"exit {code}")
     with pytest.raises(AirflowException) as raised:
         operator().execute({})
     assert type(raised.value) is error
 
 
-def test_dagster_shows_the_summary(server: None, program: Any) -> None:
+@pytest.mark.usefixtures("server")
+def test_dagster_shows_the_summary(program: Any) -> None:
     program(SUCCESS)
     result = dg.materialize([vectors], resources={"embed_corpus": EmbedCorpus(arguments=["--input", "x"])})
     [made] = result.asset_materializations_for_node("vectors")
     assert made.metadata["rows_out"].value == 3
 
 
+@pytest.mark.usefixtures("server")
 @pytest.mark.parametrize(("code", "retried"), [(1, True), (2, False)])
-def test_dagster_tries_again_after_a_crash_only(code: int, retried: bool, server: None, program: Any) -> None:
+def test_dagster_tries_again_after_a_crash_only(code: int, retried: bool, program: Any) -> None:
     program(f"exit {code}")
     with pytest.raises(dg.Failure) as raised:
         EmbedCorpus(arguments=["--input", "x"]).run(dg.build_asset_context())
