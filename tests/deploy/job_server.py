@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import secrets
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +16,8 @@ from ray.job_submission import JobSubmissionClient
 from tests.support.processes import running
 from tests.support.waiting import wait_until
 
-_HOLD_A_CLUSTER = """
-import sys, ray
-context = ray.init(num_cpus=2, _temp_dir=sys.argv[1], include_dashboard=True, dashboard_port=0, log_to_driver=False)
-print(context.address_info["webui_url"], flush=True)
-sys.stdin.read()
-"""
-"""Its cluster goes when its input ends, and so with the tests, even when they are killed."""
-
-
+PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
+"""Of fixed defaults, which another Ray on this machine may hold; without its own one the node's agent takes no submission."""
 START_SECONDS = 120
 
 
@@ -55,16 +49,24 @@ class JobServer:
 def job_server(python: str = sys.executable) -> Iterator[JobServer]:
     """Start a cluster of one node with 2 CPUs on this interpreter; it is gone when the block is left."""
     token = secrets.token_hex(16)
+    env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
     with tempfile.TemporaryDirectory(prefix="job-server-") as name:
-        folder = Path(name)
-        env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-        with running([python, "-c", _HOLD_A_CLUSTER, name], folder, env) as process:
+        ports = _free_ports()
+        options = [f"--{option}={port}" for option, port in ports.items()]
+        start = [python, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={name}", *options]
+        with running([*start, "--node-ip-address=127.0.0.1", "--disable-usage-stats"], Path(name), env) as process:
+            server = JobServer(f"http://127.0.0.1:{ports['dashboard-port']}", token)
 
-            def address() -> str:
-                assert process.poll() is None, (folder / "stderr").read_text()
-                text = (folder / "stdout").read_text()
-                return text.strip() if text.endswith("\n") else ""
+            def ready() -> bool:
+                assert process.poll() is None, (Path(name) / "stderr").read_text()
+                return server.takes_submissions()
 
-            server = JobServer(f"http://{wait_until(address, what='the job server', seconds=START_SECONDS)}", token)
-            wait_until(server.takes_submissions, what="the node's agent, which starts what is submitted", seconds=START_SECONDS)
+            wait_until(ready, what="the job server and the node's agent", seconds=START_SECONDS)
             yield server
+
+
+def _free_ports() -> dict[str, int]:
+    """A free port for each, all held open together so that none is named twice."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in PORTS]
+        return {option: opened.getsockname()[1] for option, opened in zip(PORTS, sockets, strict=True)}
