@@ -36,7 +36,7 @@ class JobServer:
         """Whether a submission is accepted: the server answers some seconds before the node does."""
         try:
             self.client().submit_job(entrypoint="true")
-        except (ConnectionError, RuntimeError):
+        except (OSError, RuntimeError):
             return False
         return True
 
