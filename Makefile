@@ -8,7 +8,7 @@ BIN := .venv/bin
 BENCH_PYTHON ?= $(BIN)/python
 # A GPU machine need not have the environment of this folder: make bench-gpu BENCH_PYTHON=python3.
 
-.PHONY: help demo test test-browser chaos bench bench-gpu lint format audit clean
+.PHONY: help demo test test-browser test-deploy chaos bench bench-gpu lint format audit clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
@@ -25,6 +25,10 @@ test: lint  ## Lint, type check and run the tests
 test-browser: .venv/dev.stamp  ## Look at a report in Chromium; as root, install Debian's where there is none
 	command -v chromium >/dev/null || { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium fonts-dejavu-core; }
 	$(BIN)/python -m pytest tests/run/test_report_browser.py
+
+test-deploy: .venv/dev.stamp .venv-deploy/stamp  ## Try the Airflow and Dagster examples on the real libraries
+	NODE_PYTHON=$(abspath $(BIN)/python) PYTHONPATH=. .venv-deploy/bin/python -m pytest -c /dev/null --rootdir . --import-mode importlib \
+		-p no:cacheprovider --noconftest tests/deploy/orchestrators.py
 
 chaos: .venv/dev.stamp  ## Raise four storms of kills over the job and compare what they leave, about half an hour
 	$(BIN)/python -m tests.chaos.storms --out benchmarks/results/chaos-$$(date -u +%F).json
@@ -51,11 +55,18 @@ audit:  ## Look up the pinned dependencies in the database of known vulnerabilit
 	.venv/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 clean:  ## Remove the environment, the demo and every cache
-	rm -rf .venv demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-deploy demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/%.stamp: pyproject.toml constraints.txt
 	@echo "Installing embed-corpus[$*] into .venv, a few minutes the first time ..."
 	$(or $(PYTHON),$(error No Python of 3.11 to 3.13 with venv was found; install one or run make PYTHON=/path/to/python)) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+.venv-deploy/stamp: pyproject.toml
+	@echo "Installing Airflow and Dagster into .venv-deploy, a few minutes the first time ..."
+	$(PYTHON) -m venv .venv-deploy
+	.venv-deploy/bin/python -m pip install --quiet 'apache-airflow>=3.3,<4' 'dagster>=1.13,<2' 'ray[default]==2.60.0' cyclopts tenacity pytest psutil
+	.venv-deploy/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -31,6 +32,7 @@ REPOSITORY = README.parent
 ARCHITECTURE, MODELS = REPOSITORY / "docs" / "architecture.md", REPOSITORY / "docs" / "models.md"
 PAGES = [README, REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 SCRIPT = "jobs/embed_corpus.py"
+RAY = Path(sys.executable).with_name("ray")
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,27 @@ def job_of(words: list[str], patch: pytest.MonkeyPatch) -> JobConfig | None:
             return None
         case ["ray", "job", "submit", "--address", _, "--working-dir", ".", "--", *command]:
             return job_of(command, patch)
+        case ["ray", "job", "submit", "--address", _, "--", "embed-corpus", *arguments]:  # where the nodes have it installed
+            return parse(arguments)
+        case ["ray", "exec", file, command]:
+            assert (REPOSITORY / file).is_file()
+            return job_of(shlex.split(command), patch)
+        case ["sbatch", *options] if any(option.endswith(".sbatch") for option in options):
+            script = next(option for option in options if option.endswith(".sbatch"))
+            assert (REPOSITORY / script).is_file()
+            return parse(options[options.index(script) + 1 :])
+        case ["ray", "up" | "down" | "get-auth-token" as command, *options]:
+            files = [option for option in options if not option.startswith("-")]
+            assert [file for file in files if not (REPOSITORY / file).is_file()] == []
+            subprocess.run([RAY, command, *(set(options) - set(files)), "--help"], check=True, capture_output=True, timeout=60)
+            return None
+        case ["aws" | "docker" | "kubectl" | "pip", *options]:  # programs that are not here: the files that they are given are
+            named = [option for option in options if re.match(r"(deploy|docs)/", option)]
+            assert [file for file in named if not (REPOSITORY / file).is_file()] == []
+            return None
         case ["export", assignment]:
             name, _, value = assignment.partition("=")
-            assert name.startswith(("AWS_", "EMBED_"))
+            assert name.startswith(("AWS_", "EMBED_", "RAY_AUTH_MODE"))
             patch.setenv(name, value)
             return None
         case ["make", target]:

@@ -1,4 +1,4 @@
-"""The stages on Ray Data: units -> read on CPU -> embed and commit on the workers -> commit records. The only user of Ray.
+"""The stages on Ray Data: units -> read on CPU -> embed and commit on the workers -> commit records. The only user of Ray on a cluster.
 
 A proof of an output has one stage: units -> check on CPU -> what was found.
 """
