@@ -8,11 +8,11 @@ BIN := .venv/bin
 BENCH_PYTHON ?= $(BIN)/python
 # A GPU machine need not have the environment of this folder: make bench-gpu BENCH_PYTHON=python3.
 
-.PHONY: help demo test bench bench-gpu lint format clean
+.PHONY: help demo test test-spark bench bench-gpu lint format clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
-	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/demo.stamp  ## Embed the docstrings of Python's standard library and search them in plain English
 	$(BIN)/python jobs/demo_corpus.py demo/corpus
@@ -21,6 +21,10 @@ demo: .venv/demo.stamp  ## Embed the docstrings of Python's standard library and
 
 test: lint  ## Lint, type check and run the tests
 	$(BIN)/python -m pytest
+
+test-spark: .venv/dev.stamp .venv/spark.stamp  ## Run the recipe for Spark too: needs Java 17 and downloads 0.5 GB
+	@command -v java >/dev/null || { echo "Spark needs Java 17 or later, such as the package openjdk-17-jre-headless"; exit 1; }
+	$(BIN)/python -m pytest tests/test_recipes.py -k spark
 
 lint: .venv/dev.stamp  ## Check style, formatting and types
 	$(BIN)/ruff check
