@@ -8,7 +8,7 @@ BIN := .venv/bin
 BENCH_PYTHON ?= $(BIN)/python
 # A GPU machine need not have the environment of this folder: make bench-gpu BENCH_PYTHON=python3.
 
-.PHONY: help demo test test-browser test-deploy chaos bench bench-gpu lint format audit clean
+.PHONY: help demo test test-browser test-deploy test-spark chaos bench bench-gpu lint format audit clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
@@ -29,6 +29,10 @@ test-browser: .venv/dev.stamp  ## Look at a report in Chromium; as root, install
 test-deploy: .venv/dev.stamp .venv-deploy/stamp  ## Try the Airflow and Dagster examples on the real libraries
 	NODE_PYTHON=$(abspath $(BIN)/python) PYTHONPATH=. .venv-deploy/bin/python -m pytest -c /dev/null --rootdir . --import-mode importlib \
 		-p no:cacheprovider --noconftest tests/deploy/orchestrators.py
+
+test-spark: .venv/dev.stamp .venv/spark.stamp  ## Run the recipe for Spark too: needs Java 17 and downloads 0.5 GB
+	@command -v java >/dev/null || { echo "Spark needs Java 17 or later, such as the package openjdk-17-jre-headless"; exit 1; }
+	$(BIN)/python -m pytest tests/test_recipes.py -k spark
 
 chaos: .venv/dev.stamp  ## Raise four storms of kills over the job and compare what they leave, about half an hour
 	$(BIN)/python -m tests.chaos.storms --out benchmarks/results/chaos-$$(date -u +%F).json

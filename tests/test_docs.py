@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
@@ -26,58 +26,18 @@ from embedding.run.summary import Status, Summary
 from embedding.run.verify_cli import parse as parse_proof
 from tests.model.tiny import FAMILIES
 from tests.support.job import JobResult, run_job
+from tests.support.pages import Block, commands, fenced, prose, section, unfenced
 from tests.support.ray_cluster import RayCluster
 
 REPOSITORY = README.parent
 ARCHITECTURE, MODELS = REPOSITORY / "docs" / "architecture.md", REPOSITORY / "docs" / "models.md"
 PAGES = [README, REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+RECIPES = REPOSITORY / "docs" / "recipes.md"
 SCRIPT = "jobs/embed_corpus.py"
 RAY = Path(sys.executable).with_name("ray")
 
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of a page."""
-
-    page: Path
-    line: int
-    language: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.page.name}:{self.line}"
-
-
-def fenced(page: Path) -> Iterator[Block]:
-    text = page.read_text()
-    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
-        yield Block(page, text.count("\n", 0, match.start()) + 1, match[1], match[2])
-
-
-def unfenced(text: str) -> str:
-    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
-
-
-def prose(page: Path) -> str:
-    return unfenced(page.read_text())
-
-
 BLOCKS = [block for page in PAGES for block in fenced(page)]
 BASH, PYTHON = ([block for block in BLOCKS if block.language == language] for language in ("bash", "python"))
-
-
-def commands(block: Block) -> list[list[str]]:
-    """The words of each command of a bash block."""
-    lines = block.text.replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
-
-
-def section(page: Path, heading: str) -> str:
-    """What stands under a heading, up to the next one of its level."""
-    level = heading.partition(" ")[0]
-    found = re.search(rf"^{re.escape(heading)}\n(.*?)(?=^{level} |\Z)", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert found, f"{page.name} has no {heading!r}"
-    return found[1]
 
 
 def rows(text: str, header: str) -> list[list[str]]:
@@ -211,7 +171,7 @@ def drawn_paths(tree: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=str)
+@pytest.mark.parametrize("block", [block for block in PYTHON if block.page != RECIPES], ids=str)  # those: tests/test_recipes.py
 def test_python_runs(block: Block, first_run: JobResult, capsys: pytest.CaptureFixture[str]) -> None:
     del first_run
     names: dict[str, object] = {}
