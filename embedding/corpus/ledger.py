@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -111,17 +112,24 @@ class Ledger:
         self._pending.clear()
 
 
-def read_ledger(storage: Storage) -> dict[str, CommitRecord]:
-    """The last record of every unit, by unit id, over all runs of the output (segment names sort by time)."""
-    records: dict[str, CommitRecord] = {}
+def read_ledger(storage: Storage, columns: Sequence[str] = RECORD_SCHEMA.names) -> pa.Table:
+    """The last record of every unit over all runs of the output (segment names sort by time), `unit` and these columns of it.
+
+    A table, since a million records as objects would take gigabytes.
+    """
+    schema = pa.schema([RECORD_SCHEMA.field(name) for name in dict.fromkeys(("unit", *columns))])
+    segments = [schema.empty_table()]
     for name in storage.list(RECORDS):
         if (data := storage.read(name)) is None:
             continue
         try:
-            records |= {record.unit: record for record in records_from_table(pq.read_table(pa.BufferReader(data)))}
-        except (pa.ArrowException, OSError, TypeError, ValueError) as error:  # damaged, or of another version of this package
+            segments.append(pq.read_table(pa.BufferReader(data), columns=schema.names).select(schema.names).cast(schema))
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:  # damaged, or of another version of this package
             log.warning("%s/%s is left out of the ledger, footers of shards stand in for it: %s", storage.url, name, error)
-    return records
+    table = pa.concat_tables(segments)
+    positions = pa.table({"unit": table.column("unit"), "position": np.arange(table.num_rows)})
+    last = positions.group_by("unit").aggregate([("position", "max")]).column("position_max")
+    return table.take(last)
 
 
 def segment_name(path: str) -> str:

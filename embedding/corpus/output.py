@@ -15,10 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedding.corpus.lease import LEASE
-from embedding.corpus.ledger import CommitRecord, parquet_bytes, read_ledger
+from embedding.corpus.ledger import RECORD_SCHEMA, CommitRecord, parquet_bytes, read_ledger, records_to_table
 from embedding.corpus.plan import Unit
 from embedding.corpus.requests import explained, is_of_store
 from embedding.corpus.shard import shard_footer
@@ -36,6 +38,7 @@ _SHARD_NAME = re.compile(r"-\d{10,}-([0-9a-f]{16})\.parquet$")
 _FOOTER_THREADS = 32
 _DELETIONS = 1000
 """In one request, at most."""
+_MANIFEST_FACTS = ("rows", "rejected", "tokens", "truncated")
 MANIFEST_SCHEMA = pa.schema(
     [
         pa.field(name, kind, nullable=False)
@@ -167,7 +170,7 @@ class Output:
         missing = [unit.shard for unit in units if unit.shard not in committed]
         if missing:
             raise StorageError(f"{self.url} lost {len(missing)} shards, {missing[0]} first; run the same command again to make them anew")
-        records = self.records(units, committed)
+        records = self.records(units, committed, _MANIFEST_FACTS)
         unclaimed = self._unclaimed(units, committed, records)
         for start in range(0, len(unclaimed), _DELETIONS):
             still_ours()
@@ -176,26 +179,30 @@ class Output:
             still_ours()
             self.storage.put(name, data)
 
-    def _unclaimed(self, units: Sequence[Unit], committed: Iterable[str], records: Mapping[str, CommitRecord]) -> list[str]:
+    def _unclaimed(self, units: Sequence[Unit], committed: Iterable[str], records: pa.Table) -> list[str]:
         """Shards of sources that changed or went, lists of rows that are not rejected (any more), and unfinished files."""
         claimed = {unit.shard for unit in units}
         stale = [name for name in committed if name not in claimed]
         if stale:
             log.info("removing %d shards whose source rows changed or are gone", len(stale))
-        listed = {rejected_name(unit.id) for unit in units if records[unit.id].rejected}
+        listed = {rejected_name(units[place].id) for place in pc.indices_nonzero(records["rejected"]).to_pylist()}
         unlisted = [name for name in self.storage.list(REJECTED) if name not in listed]
         return [*stale, *unlisted, *self.storage.list(TEMPORARY)]
 
-    def records(self, units: Iterable[Unit], committed: Mapping[str, int]) -> dict[str, CommitRecord]:
-        """A record of every committed unit, by unit id.
+    def records(self, units: Sequence[Unit], committed: Mapping[str, int], columns: Sequence[str] = RECORD_SCHEMA.names) -> pa.Table:
+        """These columns of the records of committed units, in the order of `units`.
 
         One that a dead driver never appended is read from the shard's footer, and so is one of an earlier, other shard.
         """
-        ledger = read_ledger(self.storage)
-        records = {unit.id: ledger[unit.id] for unit in units if unit.id in ledger}
-        lost = [unit for unit in units if unit.id not in records or records[unit.id].bytes != committed[unit.shard]]
+        ledger = read_ledger(self.storage, (*columns, "bytes"))
+        places = pc.index_in(pa.array([unit.id for unit in units], pa.string()), value_set=ledger["unit"])
+        sizes = ledger["bytes"].take(places)
+        is_lost = pc.fill_null(pc.not_equal(sizes, pa.array([committed[unit.shard] for unit in units], pa.int64())), fill_value=True)
+        lost = pc.indices_nonzero(is_lost)
         with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-            return records | {record.unit: record for record in pool.map(self._record_from_footer, lost)}
+            found = records_to_table(pool.map(lambda place: self._record_from_footer(units[place]), lost.to_pylist()))
+        here = pc.replace_with_mask(places.cast(pa.int64()), is_lost.combine_chunks(), pa.array(np.arange(len(lost)) + len(ledger)))
+        return pa.concat_tables([ledger, found.select(ledger.column_names)]).take(here).select(list(columns))
 
     def committed_record(self, unit: Unit) -> CommitRecord | None:
         """The record of the unit if its shard is in place."""
@@ -218,27 +225,20 @@ class Output:
         self.storage.delete([_JOB])
 
 
-def manifest(units: Iterable[Unit], committed: Mapping[str, int], records: Mapping[str, CommitRecord]) -> pa.Table:
-    """One row a shard, in input order."""
-    rows = []
-    for unit in units:
-        record = records[unit.id]
-        rows.append(
-            {
-                "shard": unit.shard,
-                "unit": unit.id,
-                "source": unit.source.uri,
-                "source_version": unit.source.version,
-                "first_row": unit.first_row,
-                "source_rows": unit.num_rows,
-                "rows": record.rows - record.rejected,
-                "rejected": record.rejected,
-                "tokens": record.tokens,
-                "truncated": record.truncated,
-                "bytes": committed[unit.shard],
-            }
-        )
-    return pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
+def manifest(units: Sequence[Unit], committed: Mapping[str, int], records: pa.Table) -> pa.Table:
+    """One row a shard, in input order; `records` are those of the units."""
+    columns = {
+        "shard": [unit.shard for unit in units],
+        "unit": [unit.id for unit in units],
+        "source": [unit.source.uri for unit in units],
+        "source_version": [unit.source.version for unit in units],
+        "first_row": [unit.first_row for unit in units],
+        "source_rows": [unit.num_rows for unit in units],
+        "rows": pc.subtract(records["rows"], records["rejected"]),
+        **{name: records[name] for name in ("rejected", "tokens", "truncated")},
+        "bytes": [committed[unit.shard] for unit in units],
+    }
+    return pa.table(columns, schema=MANIFEST_SCHEMA)
 
 
 def rejected_name(unit_id: str) -> str:

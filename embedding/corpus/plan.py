@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import PurePosixPath
 
@@ -102,6 +103,7 @@ def stem_of(shard: str) -> str:
     return shard.removeprefix("data/").rsplit("-", 2)[0]
 
 
+@lru_cache(maxsize=16)  # asked for every unit of a source in turn
 def shard_stem(source: Source) -> str:
     """The source's path as shard names carry it: hive segments stay folders, other folders are joined into the stem.
 

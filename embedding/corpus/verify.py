@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedding.corpus.check import CheckedUnit, Finding, Kind
-from embedding.corpus.ledger import RECORDS, CommitRecord, read_ledger
+from embedding.corpus.ledger import RECORDS, CommitRecord, read_ledger, records_from_table, records_to_table
 from embedding.corpus.output import DATA, MANIFEST, MANIFEST_SCHEMA, REJECTED, SUCCESS, Output, manifest, rejected_name
 from embedding.corpus.plan import Unit
 
@@ -93,7 +93,7 @@ def false_claims(claims: Claims, units: Sequence[Unit], checked: Mapping[str, Ch
         for name in claims.rejected:
             if name not in lists:
                 yield Finding(Kind.UNCLAIMED_REJECTED_ROWS, name, "no unit of the corpus rejected rows that it could list")
-    ledger = read_ledger(output.storage)
+    ledger = {record.unit: record for record in records_from_table(read_ledger(output.storage))}
     for unit_id, unit in proved.items():
         record, truth = ledger.get(unit_id), CommitRecord.of(unit, **_facts(checked[unit_id]))
         if record is None or record.error or record.bytes != truth.bytes:
@@ -106,7 +106,7 @@ def _false_manifest(claims: Claims, units: Sequence[Unit], proved: Sequence[Unit
     if claims.manifest is None:
         yield Finding(Kind.WRONG_MANIFEST, MANIFEST, "it is missing or damaged")
         return
-    records = {unit.id: CommitRecord.of(unit, **_facts(checked[unit.id])) for unit in proved}
+    records = records_to_table(CommitRecord.of(unit, **_facts(checked[unit.id])) for unit in proved)
     truth = {row["shard"]: row for row in manifest(proved, claims.shards, records).to_pylist()}
     listed = [row["shard"] for row in claims.manifest]
     if listed != sorted(set(listed)):

@@ -41,6 +41,8 @@ _UNITS_IN_HAND = 2
 """Units that a worker works on at once: one on the device, one being tokenized, written or put."""
 _UNITS_AHEAD = 2
 """Read units that wait at a worker, so that it never waits for a read."""
+_READ_TASKS = 10_000
+"""More units than these share read tasks: Ray's driver pays for every task, and for putting its input into the object store first."""
 
 
 class Cluster:
@@ -84,7 +86,7 @@ class Cluster:
 def run_units(units: Sequence[Unit], job: WorkerJob, placement: Placement) -> Iterator[CommitRecord]:
     """Embed and commit the units; yields their records as they come, in no order.
 
-    One row of the dataset is one unit, and every batch is one row, so that units never mix.
+    One row of the dataset is one unit, and every batch and every block behind the read is one row, so that units never mix.
     """
     attempts = _RemoteAttempts.start()
     dataset = (
@@ -135,7 +137,9 @@ def run_checks(units: Sequence[Unit], job: CheckJob, workers: int | None) -> Ite
 
 
 def _one_row_each(units: Sequence[Unit]) -> ray.data.Dataset:
-    return ray.data.from_items([{"unit": encode_unit(unit)} for unit in units], override_num_blocks=len(units))
+    dataset = ray.data.from_items([{"unit": encode_unit(unit)} for unit in units], override_num_blocks=min(len(units), _READ_TASKS))
+    dataset.context.target_max_block_size = 1  # bytes: every unit goes on as soon as it is done, also where a task does several
+    return dataset
 
 
 def _stream(dataset: ray.data.Dataset) -> Iterator[pa.Table]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedding.corpus.ledger import CommitRecord, Ledger, parquet_bytes
+from embedding.corpus.ledger import CommitRecord, Ledger, parquet_bytes, records_from_table
 from embedding.corpus.output import MANIFEST, SUCCESS, JobSettings, Output, rejected_name
 from embedding.corpus.plan import Unit, make_unit
 from embedding.corpus.shard import shard_bytes, shard_table
@@ -220,21 +220,21 @@ def test_a_lost_shard_keeps_the_output_incomplete(output: Output) -> None:
 def test_records_that_a_dead_driver_never_appended_come_from_the_footers(output: Output) -> None:
     known, lost = commit(output, unit(0)), commit(output, unit(1), rejected=1, tokens=7)
     ledger(output, known)
-    records = output.records([unit(0), unit(1)], output.shards())
-    assert records == {unit(0).id: known, unit(1).id: replace(lost, bytes=0, worker="")}
+    records = records_from_table(output.records([unit(0), unit(1)], output.shards()))
+    assert records == [known, replace(lost, bytes=0, worker="")]
 
 
 def test_a_failure_that_was_made_good_does_not_hide_the_shard(output: Output) -> None:
     record = commit(output, unit(0), tokens=7)
     ledger(output, record)
     ledger(output, CommitRecord.of(unit(0), error="out of memory"), run="run-2")  # by a machine whose clock is ahead
-    assert output.records([unit(0)], output.shards())[unit(0).id].tokens == 7
+    assert output.records([unit(0)], output.shards(), ["tokens"]).to_pylist() == [{"tokens": 7}]
 
 
 def test_a_record_of_an_earlier_shard_of_the_unit_is_not_believed(output: Output) -> None:
     ledger(output, commit(output, unit(0), rejected=2))
     commit(output, unit(0))  # made anew by a driver that died before it appended the record
-    assert output.records([unit(0)], output.shards())[unit(0).id].rejected == 0
+    assert output.records([unit(0)], output.shards(), ["rejected"]).to_pylist() == [{"rejected": 0}]
     output.complete([unit(0)], output.shards(), ours)
     assert output.storage.list("_control/rejected") == {}
     assert [(row["rows"], row["rejected"]) for row in manifest(output)] == [(4, 0)]
