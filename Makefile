@@ -8,11 +8,11 @@ BIN := .venv/bin
 BENCH_PYTHON ?= $(BIN)/python
 # A GPU machine need not have the environment of this folder: make bench-gpu BENCH_PYTHON=python3.
 
-.PHONY: help demo test bench bench-gpu lint format clean
+.PHONY: help demo test test-browser test-deploy test-spark chaos bench bench-gpu lint format audit clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
-	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/demo.stamp  ## Embed the docstrings of Python's standard library and search them in plain English
 	$(BIN)/python jobs/demo_corpus.py demo/corpus
@@ -21,6 +21,21 @@ demo: .venv/demo.stamp  ## Embed the docstrings of Python's standard library and
 
 test: lint  ## Lint, type check and run the tests
 	$(BIN)/python -m pytest
+
+test-browser: .venv/dev.stamp  ## Look at a report in Chromium; as root, install Debian's where there is none
+	command -v chromium >/dev/null || { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium fonts-dejavu-core; }
+	$(BIN)/python -m pytest tests/run/test_report_browser.py
+
+test-deploy: .venv/dev.stamp .venv-deploy/stamp  ## Try the Airflow and Dagster examples on the real libraries
+	NODE_PYTHON=$(abspath $(BIN)/python) PYTHONPATH=. .venv-deploy/bin/python -m pytest -c /dev/null --rootdir . --import-mode importlib \
+		-p no:cacheprovider --noconftest tests/deploy/orchestrators.py
+
+test-spark: .venv/dev.stamp .venv/spark.stamp  ## Run the recipe for Spark too: needs Java 17 and downloads 0.5 GB
+	@command -v java >/dev/null || { echo "Spark needs Java 17 or later, such as the package openjdk-17-jre-headless"; exit 1; }
+	$(BIN)/python -m pytest tests/test_recipes.py -k spark
+
+chaos: .venv/dev.stamp  ## Raise four storms of kills over the job and compare what they leave, about half an hour
+	$(BIN)/python -m tests.chaos.storms --out benchmarks/results/chaos-$$(date -u +%F).json
 
 lint: .venv/dev.stamp  ## Check style, formatting and types
 	$(BIN)/ruff check
@@ -38,12 +53,24 @@ bench-gpu:  ## The same on the GPU of this machine
 	$(BENCH_PYTHON) -m benchmarks.bench --device cuda --model bert-base --out benchmarks/results/cuda-bert-base-$$(date -u +%F).json
 	$(BENCH_PYTHON) -m benchmarks.bench --device cuda --model minilm --out benchmarks/results/cuda-minilm-$$(date -u +%F).json
 
+audit:  ## Look up the pinned dependencies in the database of known vulnerabilities (asks PyPI's service)
+	$(or $(PYTHON),python3) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet pip-audit
+	.venv/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
 clean:  ## Remove the environment, the demo and every cache
-	rm -rf .venv demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-deploy demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/%.stamp: pyproject.toml constraints.txt
 	@echo "Installing embed-corpus[$*] into .venv, a few minutes the first time ..."
 	$(or $(PYTHON),$(error No Python of 3.11 to 3.13 with venv was found; install one or run make PYTHON=/path/to/python)) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+.venv-deploy/stamp: pyproject.toml
+	@echo "Installing Airflow and Dagster into .venv-deploy, a few minutes the first time ..."
+	$(PYTHON) -m venv .venv-deploy
+	.venv-deploy/bin/python -m pip install --quiet 'apache-airflow>=3.3,<4' 'dagster>=1.13,<2' 'ray[default]==2.60.0' cyclopts tenacity pytest psutil
+	.venv-deploy/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@

@@ -169,6 +169,10 @@ def write_stage(setting: Setting, scratch: Path) -> Result:
 class _Attempts:
     """Counts nothing: what fails here is to be seen."""
 
+    def begun(self, key: str) -> int:
+        """No try came to nothing."""
+        return len(key[:0])
+
     def begin(self, key: str) -> int:
         """Every try is the first."""
         return len(key[:1])

@@ -9,22 +9,25 @@ import ast
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from cyclopts import Parameter
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from embedding import errors
 from embedding.config import JobConfig
+from embedding.run.verify_config import VerifyConfig
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
-def option_table() -> str:
-    """Every field of JobConfig, in its groups: option, default, meaning."""
+def option_table(kind: type[BaseModel] = JobConfig) -> str:
+    """Every field of the configuration, in its groups: option, default, meaning."""
     lines = ["| Option | Default | Meaning |", "| --- | --- | --- |"]
     last = ""
-    for name, field in JobConfig.model_fields.items():
+    for name, field in kind.model_fields.items():
         if (group := _group(field)) != last:
             lines.append(f"| **{group}** | | |")
             last = group
@@ -39,7 +42,11 @@ def exit_code_table() -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"options": option_table, "exit codes": exit_code_table}
+TABLES: dict[str, Callable[[], str]] = {
+    "options": option_table,
+    "proof options": partial(option_table, VerifyConfig),
+    "exit codes": exit_code_table,
+}
 
 
 def with_tables(text: str) -> str:

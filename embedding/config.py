@@ -19,10 +19,16 @@ DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 Pooling: TypeAlias = Literal["mean", "cls", "max", "weightedmean", "mean_sqrt_len", "lasttoken"]
 """How token vectors become a text's vector; the names and meanings are sentence-transformers'."""
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+BadRows: TypeAlias = Literal["reject", "fail"]
 ProgressStyle: TypeAlias = Literal["auto", "bar", "log", "none"]
 
 RESERVED_COLUMNS = frozenset({"embedding", "num_tokens", "truncated", "source", "row_index"})
 """Column names of a shard that are the job's own."""
+
+_USER_AND_PASSWORD = re.compile(r"[^/]*:.*@")
+"""user:password@host; the password may hold a slash. container@account, as Azure's URLs have it, is no secret."""
+_SIGNATURE = re.compile(r"(^|&)[^=]*(sig|signature|token|secret|password|credential|key|keyid)=", re.IGNORECASE)
+"""Options of presigned URLs and shared access signatures, such as X-Amz-Signature=, sig= and AWSAccessKeyId=."""
 
 _CORPUS = Parameter(group=Group("Corpus", sort_key=1))
 _OUTPUT = Parameter(group=Group("Output", sort_key=2))
@@ -41,7 +47,7 @@ class JobConfig(BaseModel):
         pydantic.ValidationError: the same, from the constructor.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     input: Annotated[tuple[str, ...], _CORPUS, _LIST] = Field(
         min_length=1,
@@ -111,8 +117,15 @@ class JobConfig(BaseModel):
     )
     max_unit_attempts: Annotated[PositiveInt, _SPEED] = Field(3, description="Tries after which a unit that keeps failing is set aside.")
 
+    bad_rows: Annotated[BadRows, _RUN] = Field(
+        "reject",
+        description="Rows without text or finite vector: reject lists them, fail fails their unit (and an unreadable file the run).",
+    )
     dry_run: Annotated[bool, _RUN, _FLAG] = Field(False, description="Print the plan and stop.")
     json_summary: Annotated[str | None, _RUN] = Field(None, description="Also write the JSON summary to this path or URL.")
+    report: Annotated[Literal["yes", "no"], _RUN] = Field(
+        "yes", description="Write a report of the run with figures, _control/runs/<run>/report.html; it quotes ids and kept columns."
+    )
     progress: Annotated[ProgressStyle, _RUN] = Field(
         "auto", description="Progress display: bar, log lines or none; auto: a bar in a terminal, else log lines."
     )
@@ -127,6 +140,18 @@ class JobConfig(BaseModel):
             return cls(**values)
         except ValidationError as error:
             raise ConfigError(explain(error)) from None
+
+    @model_validator(mode="after")
+    def _carries_no_secret(self) -> Self:
+        for option, urls in {
+            "input": self.input,
+            "output": [self.output],
+            "json-summary": [self.json_summary],
+            "model": [self.model],
+        }.items():
+            for url in urls:
+                refuse_secrets(option, url or "")
+        return self
 
     @field_validator("workers")
     @classmethod
@@ -161,6 +186,21 @@ class JobConfig(BaseModel):
             return None
         low, _, high = self.workers.partition(":")
         return int(low), int(high or low)
+
+
+def refuse_secrets(option: str, url: str) -> None:
+    """A URL ends up in records, shards and logs, so it may not carry what opens a store.
+
+    Raises:
+        ValueError: it does; the sentence does not repeat it.
+    """
+    _, is_url, rest = url.partition("://")
+    place, _, query = rest.partition("?")
+    if is_url and (_USER_AND_PASSWORD.match(place) or _SIGNATURE.search(query)):
+        raise ValueError(
+            f"--{option} is a URL with a password, key or signature in it, which would be written into records and logs; "
+            "leave it out and give it as the store's library reads it (for S3: AWS_* variables or a profile)"
+        )
 
 
 def explain(error: ValidationError) -> str:

@@ -19,7 +19,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     """An option, the configuration, the corpus or the model is wrong; running again will not help."""
     FAILED_UNITS = 3
-    """The run finished, but some units failed; running again retries just those."""
+    """The run finished, but some units or source files failed; running again retries just those."""
     OUTPUT_BUSY = 4
     """Another run holds the output."""
     INTERRUPTED = 130
@@ -48,6 +48,10 @@ class CorpusError(ConfigError):
     """The corpus as a whole cannot be used: nothing matched, a column is missing or is no text."""
 
 
+class AccessError(ConfigError):
+    """A store refuses this process: credentials are missing, wrong or expired, or a permission is."""
+
+
 class SettingsChangedError(ConfigError):
     """The output was begun with other settings that shape its vectors or columns."""
 
@@ -66,8 +70,16 @@ class StorageError(EmbeddingJobError):
     """A store kept failing after all retries."""
 
 
+class StorageFullError(StorageError):
+    """A store has no room left."""
+
+
 class SourceError(EmbeddingJobError):
     """One source file cannot be read; only its units fail."""
+
+
+class BadRowsError(EmbeddingJobError):
+    """A unit has rows that cannot be embedded, and the job was told to fail it then; trying again will not help."""
 
 
 class SourceChangedError(SourceError):

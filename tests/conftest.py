@@ -16,6 +16,7 @@ from tests.support.s3_server import S3Server, s3_server
 
 os.environ.update(
     {
+        "EMBED_REPORT": "no",  # seconds of every run, which tests of the report spend
         "HF_HUB_OFFLINE": "1",  # a test asks no hub
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the behaviour that Ray announces for its next version, without the announcement

@@ -7,8 +7,9 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
@@ -20,56 +21,23 @@ import embedding
 from docs.tables import README, with_tables
 from embedding.config import JobConfig, Pooling
 from embedding.run.cli import parse
+from embedding.run.proof import ProofStatus
 from embedding.run.summary import Status, Summary
+from embedding.run.verify_cli import parse as parse_proof
 from tests.model.tiny import FAMILIES
 from tests.support.job import JobResult, run_job
+from tests.support.pages import Block, commands, fenced, prose, section, unfenced
 from tests.support.ray_cluster import RayCluster
 
 REPOSITORY = README.parent
 ARCHITECTURE, MODELS = REPOSITORY / "docs" / "architecture.md", REPOSITORY / "docs" / "models.md"
 PAGES = [README, REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+RECIPES = REPOSITORY / "docs" / "recipes.md"
 SCRIPT = "jobs/embed_corpus.py"
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of a page."""
-
-    page: Path
-    line: int
-    language: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.page.name}:{self.line}"
-
-
-def fenced(page: Path) -> Iterator[Block]:
-    text = page.read_text()
-    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
-        yield Block(page, text.count("\n", 0, match.start()) + 1, match[1], match[2])
-
-
-def prose(page: Path) -> str:
-    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-
+RAY = Path(sys.executable).with_name("ray")
 
 BLOCKS = [block for page in PAGES for block in fenced(page)]
 BASH, PYTHON = ([block for block in BLOCKS if block.language == language] for language in ("bash", "python"))
-
-
-def commands(block: Block) -> list[list[str]]:
-    """The words of each command of a bash block."""
-    lines = block.text.replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
-
-
-def section(page: Path, heading: str) -> str:
-    """What stands under a heading, up to the next one of its level."""
-    level = heading.partition(" ")[0]
-    found = re.search(rf"^{re.escape(heading)}\n(.*?)(?=^{level} |\Z)", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert found, f"{page.name} has no {heading!r}"
-    return found[1]
 
 
 def rows(text: str, header: str) -> list[list[str]]:
@@ -108,7 +76,7 @@ def first_run(place: Path) -> JobResult:
     """The one run of this module: README's first command of the job, to the letter."""
     del place
     found = [words for block in fenced(README) if block.language == "bash" for words in commands(block) if words[:2] == ["python", SCRIPT]]
-    return run_job(*found[0][2:])
+    return run_job(*found[0][2:], env={"EMBED_REPORT": "yes"})
 
 
 def job_of(words: list[str], patch: pytest.MonkeyPatch) -> JobConfig | None:
@@ -119,11 +87,32 @@ def job_of(words: list[str], patch: pytest.MonkeyPatch) -> JobConfig | None:
     match words:
         case ["python", "jobs/embed_corpus.py", *arguments]:
             return parse(arguments)
+        case ["python", "jobs/verify_corpus.py", *arguments]:
+            assert parse_proof(arguments) is not None
+            return None
         case ["ray", "job", "submit", "--address", _, "--working-dir", ".", "--", *command]:
             return job_of(command, patch)
+        case ["ray", "job", "submit", "--address", _, "--", "embed-corpus", *arguments]:  # where the nodes have it installed
+            return parse(arguments)
+        case ["ray", "exec", file, command]:
+            assert (REPOSITORY / file).is_file()
+            return job_of(shlex.split(command), patch)
+        case ["sbatch", *options] if any(option.endswith(".sbatch") for option in options):
+            script = next(option for option in options if option.endswith(".sbatch"))
+            assert (REPOSITORY / script).is_file()
+            return parse(options[options.index(script) + 1 :])
+        case ["ray", "up" | "down" | "get-auth-token" as command, *options]:
+            files = [option for option in options if not option.startswith("-")]
+            assert [file for file in files if not (REPOSITORY / file).is_file()] == []
+            subprocess.run([RAY, command, *(set(options) - set(files)), "--help"], check=True, capture_output=True, timeout=60)
+            return None
+        case ["aws" | "docker" | "kubectl" | "pip", *options]:  # programs that are not here: the files that they are given are
+            named = [option for option in options if re.match(r"(deploy|docs)/", option)]
+            assert [file for file in named if not (REPOSITORY / file).is_file()] == []
+            return None
         case ["export", assignment]:
             name, _, value = assignment.partition("=")
-            assert name.startswith(("AWS_", "EMBED_"))
+            assert name.startswith(("AWS_", "EMBED_", "RAY_AUTH_MODE"))
             patch.setenv(name, value)
             return None
         case ["make", target]:
@@ -158,6 +147,7 @@ def test_the_first_command(first_run: JobResult) -> None:
 
 def test_every_status_is_named() -> None:
     assert set(get_args(Status)) <= set(quoted(section(README, "## What it answers")))
+    assert set(get_args(ProofStatus)) <= set(quoted(unfenced(section(README, "## Prove it"))))
 
 
 def test_the_output_is_drawn_as_it_is(first_run: JobResult, place: Path) -> None:
@@ -181,7 +171,7 @@ def drawn_paths(tree: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=str)
+@pytest.mark.parametrize("block", [block for block in PYTHON if block.page != RECIPES], ids=str)  # those: tests/test_recipes.py
 def test_python_runs(block: Block, first_run: JobResult, capsys: pytest.CaptureFixture[str]) -> None:
     del first_run
     names: dict[str, object] = {}

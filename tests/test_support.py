@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import psutil
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ConnectionClosedError
 
 from tests.support.corpora import plain
+from tests.support.faulty_proxy import When, faulty_proxy
 from tests.support.job import run_job, start_job
 from tests.support.processes import running, session_members
 from tests.support.ray_cluster import ray_cluster
-from tests.support.s3_server import S3Server
+from tests.support.s3_server import S3Server, mortal_s3_server
 from tests.support.waiting import wait_until
 
 
@@ -56,6 +59,37 @@ def test_s3_pages_long_listings(s3: S3Server) -> None:
     files = filesystem(root)
     files.pipe({f"{root}/{number:05}": b"" for number in range(1500)})
     assert len(files.find(root)) == 1500
+
+
+@pytest.mark.parametrize(("when", "carried_out"), [("before", False), ("after", True)])
+def test_a_watcher_can_lose_a_request_or_its_answer(when: When, carried_out: bool, s3: S3Server) -> None:
+    key = secrets.token_hex(4)
+    asking: list[list[int]] = []
+
+    def lose(moment: When, method: str, path: str) -> None:
+        if (moment, method) == (when, "PUT") and path.startswith(f"/{s3.shared_bucket}/{key}"):
+            port = proxy.exchange.client_port
+            asking.append([each.pid for each in psutil.net_connections("tcp4") if each.laddr.port == port and each.status == "ESTABLISHED"])
+            raise ConnectionResetError
+
+    with faulty_proxy(s3.endpoint) as proxy:
+        proxy.watchers.append(lose)
+        with pytest.raises(ConnectionClosedError):
+            replace(s3, endpoint=proxy.endpoint).client().put_object(Bucket=s3.shared_bucket, Key=key)
+    assert asking == [[os.getpid()]]
+    assert ("Contents" in s3.client().list_objects_v2(Bucket=s3.shared_bucket, Prefix=key)) is carried_out
+
+
+def test_an_s3_server_comes_back_with_its_data() -> None:
+    with mortal_s3_server() as store:
+        store.server.client().put_object(Bucket=store.server.shared_bucket, Key="kept", Body=b"data")
+        before = store.server
+        store.kill()
+        wait_until(lambda: not before.is_ready(), what="the server to be gone")
+        store.start_again()
+        wait_until(before.is_ready, what="the server to be back")
+        assert store.server.pid != before.pid
+        assert before.client().get_object(Bucket=before.shared_bucket, Key="kept")["Body"].read() == b"data"
 
 
 def test_nothing_outlives_a_killed_program(tmp_path: Path) -> None:

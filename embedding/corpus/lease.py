@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from embedding.corpus.ending import seconds_left
 from embedding.corpus.storage import TEMPORARY, Storage
 from embedding.errors import ConfigError, EmbeddingJobError, LeaseLostError, OutputBusyError
 
@@ -135,7 +136,10 @@ class Lease:
     def release(self) -> None:
         """Let the next run begin at once. Does nothing where the lease is lost; a store that fails does not undo what the run did."""
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(seconds_left())
+        if self._thread.is_alive():  # in a request that the store does not answer, while this process has to end
+            log.warning("could not release the lease, the next run will wait %.0f s: the store does not answer", self._holder.seconds)
+            return
         try:
             with self._lock:
                 if not self._lost:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -17,7 +17,8 @@ from embedding.corpus.storage import Storage
 
 log = logging.getLogger(__name__)
 
-_FOLDER = "_control/records"
+RECORDS = "_control/records"
+"""Folder of the ledger's segments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,8 @@ class CommitRecord:
     write_seconds: float
     worker: str
     """Host and process that did it."""
+    lengths: list[int]
+    """Rows in the shard by tokens, in the bins of `embedding.corpus.lengths`, up to the last bin that has one."""
     note: str
     """What the user should know about how the worker computes, such as that it pads or that batches were halved; else empty."""
     error: str
@@ -61,13 +64,13 @@ class CommitRecord:
     @classmethod
     def of(cls, unit: Unit, **facts: Any) -> CommitRecord:
         """The record of a unit with these facts; the others are zero or empty."""
-        none: dict[str, Any] = {field.name: _EMPTY[str(field.type)] for field in fields(cls)}
+        none: dict[str, Any] = {field.name: _PYTHON_TYPES[str(field.type)]() for field in fields(cls)}
         identity = {"unit": unit.id, "shard": unit.shard, "source": unit.source.uri, "first_row": unit.first_row, "rows": unit.num_rows}
         return cls(**{**none, **identity, **facts})
 
 
-_EMPTY = {"str": "", "int": 0, "float": 0.0}
-_ARROW_TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
+_PYTHON_TYPES: dict[str, Callable[[], object]] = {"str": str, "int": int, "float": float, "list[int]": list}
+_ARROW_TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "list[int]": pa.list_(pa.int64())}
 RECORD_SCHEMA = pa.schema([pa.field(field.name, _ARROW_TYPES[str(field.type)], nullable=False) for field in fields(CommitRecord)])
 
 
@@ -104,7 +107,7 @@ class Ledger:
         self._flushed_at = time.monotonic()
         if not self._pending:
             return
-        self._storage.put(f"{_FOLDER}/{self._run_id}-{self._segments:06d}.parquet", parquet_bytes(records_to_table(self._pending)))
+        self._storage.put(f"{RECORDS}/{self._run_id}-{self._segments:06d}.parquet", parquet_bytes(records_to_table(self._pending)))
         self._segments += 1
         self._pending.clear()
 
@@ -116,7 +119,7 @@ def read_ledger(storage: Storage, columns: Sequence[str] = RECORD_SCHEMA.names) 
     """
     schema = pa.schema([RECORD_SCHEMA.field(name) for name in dict.fromkeys(("unit", *columns))])
     segments = [schema.empty_table()]
-    for name in storage.list(_FOLDER):
+    for name in storage.list(RECORDS):
         if (data := storage.read(name)) is None:
             continue
         try:
@@ -127,6 +130,11 @@ def read_ledger(storage: Storage, columns: Sequence[str] = RECORD_SCHEMA.names) 
     positions = pa.table({"unit": table.column("unit"), "position": np.arange(table.num_rows)})
     last = positions.group_by("unit").aggregate([("position", "max")]).column("position_max")
     return table.take(last)
+
+
+def segment_name(path: str) -> str:
+    """`<run>-<number>` of a segment's path."""
+    return path.removeprefix(f"{RECORDS}/").removesuffix(".parquet")
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -22,8 +22,9 @@ import pyarrow.compute as pc
 from embedding.corpus.lease import LEASE
 from embedding.corpus.ledger import RECORD_SCHEMA, CommitRecord, parquet_bytes, read_ledger, records_to_table
 from embedding.corpus.plan import Unit
+from embedding.corpus.requests import explained, is_of_store
 from embedding.corpus.shard import shard_footer
-from embedding.corpus.storage import TEMPORARY, explained, is_of_store, open_storage
+from embedding.corpus.storage import TEMPORARY, open_storage
 from embedding.errors import ConfigError, SettingsChangedError, StorageError
 
 log = logging.getLogger(__name__)
@@ -32,9 +33,11 @@ SUCCESS = "_SUCCESS"
 DATA = "data"
 MANIFEST = "_control/manifest.parquet"
 _JOB = "_control/job.json"
-_REJECTED = "_control/rejected"
+REJECTED = "_control/rejected"
 _SHARD_NAME = re.compile(r"-\d{10,}-([0-9a-f]{16})\.parquet$")
 _FOOTER_THREADS = 32
+_DELETIONS = 1000
+"""In one request, at most."""
 _MANIFEST_FACTS = ("rows", "rejected", "tokens", "truncated")
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -66,6 +69,8 @@ class JobSettings:
     """First choices that shape units and batches (unit_rows, batch_tokens): later runs keep them."""
     input: tuple[str, ...]
     versions: dict[str, str] = field(default_factory=dict)
+    asked: dict[str, Any] = field(default_factory=dict)
+    """What the last run was asked that no fingerprint can say: where the model is, how many rows. A proof begins with it."""
 
     @property
     def fingerprint(self) -> str:
@@ -119,10 +124,11 @@ class Output:
         existing.require_same_vectors(settings, self.url)
         return existing
 
-    def remember_inputs(self, settings: JobSettings, inputs: tuple[str, ...]) -> None:
-        """Record what the corpus consists of from now on; only for the run that holds the lease."""
-        if settings.input != inputs:
-            self.storage.put(_JOB, replace(settings, input=inputs).encode())
+    def remember(self, settings: JobSettings, inputs: tuple[str, ...], asked: Mapping[str, Any]) -> None:
+        """Record what the corpus consists of from now on, and what this run was asked; only for the run that holds the lease."""
+        now = replace(settings, input=inputs, asked=dict(asked))
+        if now != settings:
+            self.storage.put(_JOB, now.encode())
 
     def settings(self) -> JobSettings | None:
         """The settings the output was begun with, None for a new one.
@@ -135,7 +141,8 @@ class Output:
             return None
         try:
             document = json.loads(data)
-            return JobSettings(document["vectors"], document["kept"], tuple(document["input"]), document["versions"])
+            own = (document["vectors"], document["kept"], tuple(document["input"]), document["versions"])
+            return JobSettings(*own, document.get("asked", {}))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{self.url}/{_JOB} is damaged ({error!r}); --restart begins anew") from error
 
@@ -151,8 +158,11 @@ class Output:
         """Withdraw `_SUCCESS` before anything changes, for those who wait for it."""
         self.storage.delete([SUCCESS])
 
-    def complete(self, units: Sequence[Unit], committed: Mapping[str, int]) -> None:
+    def complete(self, units: Sequence[Unit], committed: Mapping[str, int], still_ours: Callable[[], None]) -> None:
         """Remove what no unit claims, write the manifest, and put `_SUCCESS` last of all.
+
+        `still_ours` is called right before each change and raises where another run took the output over: a run that slept
+        stops there. What it removes was listed before that, so it is nothing that the other run has made.
 
         Raises:
             StorageError: a unit's shard is not there, or is not what was put there.
@@ -161,20 +171,23 @@ class Output:
         if missing:
             raise StorageError(f"{self.url} lost {len(missing)} shards, {missing[0]} first; run the same command again to make them anew")
         records = self.records(units, committed, _MANIFEST_FACTS)
-        self._remove_unclaimed(units, committed, records)
-        self.storage.put(MANIFEST, parquet_bytes(manifest(units, committed, records)))
-        self.storage.put(SUCCESS, b"")
+        unclaimed = self._unclaimed(units, committed, records)
+        for start in range(0, len(unclaimed), _DELETIONS):
+            still_ours()
+            self.storage.delete(unclaimed[start : start + _DELETIONS])
+        for name, data in ((MANIFEST, parquet_bytes(manifest(units, committed, records))), (SUCCESS, b"")):
+            still_ours()
+            self.storage.put(name, data)
 
-    def _remove_unclaimed(self, units: Sequence[Unit], committed: Iterable[str], records: pa.Table) -> None:
-        """Delete shards of sources that changed or went, lists of rows that are not rejected (any more), and unfinished files."""
+    def _unclaimed(self, units: Sequence[Unit], committed: Iterable[str], records: pa.Table) -> list[str]:
+        """Shards of sources that changed or went, lists of rows that are not rejected (any more), and unfinished files."""
         claimed = {unit.shard for unit in units}
         stale = [name for name in committed if name not in claimed]
         if stale:
             log.info("removing %d shards whose source rows changed or are gone", len(stale))
-        self.storage.delete(stale)
         listed = {rejected_name(units[place].id) for place in pc.indices_nonzero(records["rejected"]).to_pylist()}
-        self.storage.delete([name for name in self.storage.list(_REJECTED) if name not in listed])
-        self.storage.delete(list(self.storage.list(TEMPORARY)))
+        unlisted = [name for name in self.storage.list(REJECTED) if name not in listed]
+        return [*stale, *unlisted, *self.storage.list(TEMPORARY)]
 
     def records(self, units: Sequence[Unit], committed: Mapping[str, int], columns: Sequence[str] = RECORD_SCHEMA.names) -> pa.Table:
         """These columns of the records of committed units, in the order of `units`.
@@ -230,4 +243,4 @@ def manifest(units: Sequence[Unit], committed: Mapping[str, int], records: pa.Ta
 
 def rejected_name(unit_id: str) -> str:
     """Where a unit's rejected rows are listed."""
-    return f"{_REJECTED}/{unit_id}.parquet"
+    return f"{REJECTED}/{unit_id}.parquet"

@@ -37,6 +37,14 @@ class SourceLayout:
 
 
 @dataclass(frozen=True, slots=True)
+class UnreadableSource:
+    """A file whose footer cannot be read, so that its rows are not known."""
+
+    source: Source
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Unit:
     """A contiguous row range of one source file: planned, scheduled, retried and committed whole."""
 
@@ -88,6 +96,11 @@ def make_unit(source: Source, first_row: int, num_rows: int, fingerprint: str) -
     identity = json.dumps((source.uri, source.size, source.version, first_row, num_rows, fingerprint))
     unit_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
     return Unit(unit_id, source, first_row, num_rows, f"data/{shard_stem(source)}-{first_row:010d}-{unit_id}.parquet")
+
+
+def stem_of(shard: str) -> str:
+    """The `shard_stem` in a shard's name; sources in several folders can share one."""
+    return shard.removeprefix("data/").rsplit("-", 2)[0]
 
 
 @lru_cache(maxsize=16)  # asked for every unit of a source in turn

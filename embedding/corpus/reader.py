@@ -12,18 +12,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from embedding.corpus.plan import SourceLayout, Unit
+from embedding.corpus.plan import SourceLayout, Unit, UnreadableSource
+from embedding.corpus.requests import explained, is_of_store, with_retries
 from embedding.corpus.sources import Source, open_source, require_unchanged
-from embedding.corpus.storage import explained, is_of_store, with_retries
 from embedding.errors import CorpusError, SourceChangedError, SourceError
 
 _FOOTER_THREADS = 32
 _BATCH_ROWS = 16_384
-_READ_ATTEMPTS = 3
-"""Tries of a whole read, where a fault outlasts the tries of its requests."""
 _PREFETCH_BYTES = 256 * 2**20
 """Files up to this size have the wanted column chunks fetched whole and ahead; larger ones are streamed: bounded memory."""
 _STREAM_BYTES = 8 * 2**20
+_ROWS_PER_BYTE = 10_000
+"""More no file holds in earnest; a footer that lies may ask for more units than the driver has memory for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,29 +48,42 @@ class UnitRows:
     copied: pa.Table
 
 
-def read_layouts(sources: Sequence[Source], columns: Columns) -> Iterator[SourceLayout]:
+def read_layouts(sources: Sequence[Source], columns: Columns, set_aside: list[UnreadableSource] | None = None) -> Iterator[SourceLayout]:
     """The layouts of the sources, in order; footers are small reads that wait on the store, so many are read at once.
 
+    Files that are damaged or were replaced since they were listed go to `set_aside`, if it is given.
+
     Raises:
-        CorpusError: a file is corrupt, lacks a column, or its text column holds no text.
+        CorpusError: a file lacks a column, its text column holds no text, or it is damaged and there is no `set_aside`.
     """
     pool = ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="footers")
     try:
-        yield from pool.map(lambda source: read_layout(source, columns), sources)
+        for layout in pool.map(lambda source: _layout_or_reason(source, columns), sources):
+            if isinstance(layout, SourceLayout):
+                yield layout
+            elif set_aside is None:
+                raise CorpusError(layout.reason)
+            else:
+                set_aside.append(layout)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _layout_or_reason(source: Source, columns: Columns) -> SourceLayout | UnreadableSource:
+    try:
+        return read_layout(source, columns)
+    except SourceError as error:
+        return UnreadableSource(source, str(error))
 
 
 def read_layout(source: Source, columns: Columns) -> SourceLayout:
     """The row groups of a file whose schema has the columns.
 
     Raises:
-        CorpusError: the file is corrupt, lacks a column, or its text column holds no text.
+        SourceError: the file is damaged, or was replaced or removed since it was listed.
+        CorpusError: it lacks a column, or its text column holds no text.
     """
-    try:
-        schema, metadata = with_retries(lambda: _read_footer(source), attempts=_READ_ATTEMPTS)
-    except SourceError as error:
-        raise CorpusError(str(error)) from error
+    schema, row_groups = with_retries(lambda: _read_footer(source))
     for column in columns.all:
         require_column(schema, column, source.uri)
     field = _field(schema, columns.text)
@@ -78,12 +91,30 @@ def read_layout(source: Source, columns: Columns) -> SourceLayout:
         others = [path for path, kind in _paths(schema) if _is_text(kind)]
         remedy = f"string columns are {', '.join(others)}" if others else "the file has no string column"
         raise CorpusError(f"{source.uri}: column {columns.text!r} is {field.type}, not string; {remedy}")
-    return SourceLayout(source, tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)))
+    return SourceLayout(source, row_groups)
 
 
-def _read_footer(source: Source) -> tuple[pa.Schema, pq.FileMetaData]:
+def _read_footer(source: Source) -> tuple[pa.Schema, tuple[int, ...]]:
     with _parquet(source) as file:
-        return file.schema_arrow, file.metadata
+        schema = file.schema_arrow
+        _ = list(_paths(schema))  # names are decoded when they are asked for: here it is told if one is no UTF-8
+        return schema, _row_groups(file.metadata, source.size)
+
+
+def _row_groups(metadata: pq.FileMetaData, size: int) -> tuple[int, ...]:
+    """Rows of each row group.
+
+    Nothing is asked of single columns: where their part of the footer is damaged, pyarrow's answer ends the process.
+
+    Raises:
+        ValueError: the footer contradicts itself, or claims more rows than `size` bytes hold.
+    """
+    rows = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
+    if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+        raise ValueError(f"its row groups have {sum(rows)} rows together, the file is said to have {metadata.num_rows}")
+    if sum(rows) > _ROWS_PER_BYTE * size:
+        raise ValueError(f"it is said to have {sum(rows)} rows in {size} bytes")
+    return rows
 
 
 def require_column(schema: pa.Schema, column: str, uri: str) -> None:
@@ -114,7 +145,7 @@ def read_unit(unit: Unit, columns: Columns) -> UnitRows:
         SourceError: the file cannot be decoded.
         StorageError: the store does not answer.
     """
-    return with_retries(lambda: _read_unit(unit, columns), attempts=_READ_ATTEMPTS)
+    return with_retries(lambda: _read_unit(unit, columns))
 
 
 def _read_unit(unit: Unit, columns: Columns) -> UnitRows:
@@ -160,8 +191,12 @@ def _parquet(source: Source) -> Iterator[pq.ParquetFile]:
     small = source.size <= _PREFETCH_BYTES
     with open_source(source) as stream, explained(f"reading {source.uri}"):
         try:
-            yield pq.ParquetFile(stream, pre_buffer=small, buffer_size=0 if small else _STREAM_BYTES)
-        except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+            yield pq.ParquetFile(stream, pre_buffer=small, buffer_size=0 if small else _STREAM_BYTES, page_checksum_verification=True)
+        except MemoryError as error:  # before the next clause: Arrow's own is an ArrowException too
+            require_unchanged(source)
+            needs = "needs more memory than there is; it is damaged, or its row groups are too large for this machine"
+            raise SourceError(f"reading {source.uri} {needs}") from error
+        except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError) as error:  # the last from Ray's Arrow types
             require_unchanged(source)
             if type(error).__name__ == "FileExpired":  # s3fs: a ranged read's If-Match failed, though the old bytes are back by now
                 raise SourceChangedError(f"{source.uri} was replaced while it was read; run again to plan it anew") from error
@@ -175,22 +210,29 @@ def _first_line(error: BaseException) -> str:
 
 
 def _read_rows(file: pq.ParquetFile, first_row: int, num_rows: int, columns: Sequence[str]) -> pa.Table:
-    starts = [0]
-    for index in range(file.metadata.num_row_groups):
-        starts.append(starts[-1] + file.metadata.row_group(index).num_rows)
-    stop_row = first_row + num_rows
-    groups = [index for index in range(len(starts) - 1) if starts[index] < stop_row and starts[index + 1] > first_row]
-    position = starts[groups[0]] if groups else 0
+    """The rows of a range, each row group read on its own: in one sweep over several, a column that a damaged page made longer
+    or shorter would shift the rows of all groups after it.
+    """
     batches: list[pa.RecordBatch] = []
-    batch_rows = min(_BATCH_ROWS, num_rows)  # rows can be long: a batch is never larger than the unit
-    for batch in file.iter_batches(batch_size=batch_rows, row_groups=groups, columns=list(columns), use_threads=False):
-        wanted = batch.slice(max(0, first_row - position), max(0, min(position + batch.num_rows, stop_row) - max(position, first_row)))
-        if wanted.num_rows:
-            batches.append(wanted)
-        position += batch.num_rows
-        if position >= stop_row:
-            break
+    position, stop_row = 0, first_row + num_rows
+    for index in range(file.metadata.num_row_groups):
+        rows = file.metadata.row_group(index).num_rows
+        if rows and position < stop_row and position + rows > first_row:
+            batches += _read_group(file, index, slice(max(0, first_row - position), min(rows, stop_row - position)), columns)
+        position += rows
     return pa.Table.from_batches(batches, schema=batches[0].schema if batches else file.schema_arrow)
+
+
+def _read_group(file: pq.ParquetFile, index: int, wanted: slice, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    position = 0
+    batch_rows = min(_BATCH_ROWS, wanted.stop - wanted.start)  # rows can be long: a batch is never larger than what is wanted
+    for batch in file.iter_batches(batch_size=batch_rows, row_groups=[index], columns=list(columns), use_threads=False):
+        start, stop = max(0, wanted.start - position), min(batch.num_rows, wanted.stop - position)
+        if start < stop:
+            yield batch.slice(start, stop - start)
+        position += batch.num_rows
+        if position >= wanted.stop:
+            return
 
 
 def _is_text(kind: pa.DataType) -> bool:

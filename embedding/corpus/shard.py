@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any, BinaryIO
@@ -17,6 +18,9 @@ from embedding.errors import EmbeddingJobError
 EMBEDDING = "embedding"
 FOOTER_KEY = "embedding."
 """Prefix of the footer keys that say where a shard comes from."""
+_SEAL = f"{FOOTER_KEY}seal"
+NOT_FINITE = "the model gives a non-finite vector"
+"""Why a row with a text can be rejected."""
 _ROW_GROUP_BYTES = 64 * 2**20
 """Raw vector bytes per row group: a reader needs memory for one row group, not for a shard."""
 
@@ -53,7 +57,8 @@ def shard_bytes(table: pa.Table, footer: Mapping[str, object]) -> bytes:
     Raises:
         EmbeddingJobError: what was written does not read back as it went in.
     """
-    metadata = {f"{FOOTER_KEY}{key}": json.dumps(value, sort_keys=True) for key, value in footer.items()}
+    metadata = {f"{FOOTER_KEY}{key}": json.dumps(value, sort_keys=True) for key, value in sorted(footer.items())}
+    metadata[_SEAL] = _seal(metadata)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
     dim = table.schema.field(EMBEDDING).type.list_size
     sink = pa.BufferOutputStream()
@@ -66,6 +71,7 @@ def shard_bytes(table: pa.Table, footer: Mapping[str, object]) -> bytes:
         compression_level=1,
         use_dictionary=plain,
         write_statistics=plain,
+        write_page_checksum=True,  # else a flipped bit of a vector is another number, and nothing shows it
     )
     data = sink.getvalue()
     written = pq.read_table(pa.BufferReader(data), columns=[EMBEDDING], use_threads=False)
@@ -75,11 +81,23 @@ def shard_bytes(table: pa.Table, footer: Mapping[str, object]) -> bytes:
 
 
 def shard_footer(file: BinaryIO) -> dict[str, Any]:
-    """What `shard_bytes` was given as footer; closes the file."""
+    """What `shard_bytes` was given as footer; closes the file.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
     with file:
         metadata = pq.read_metadata(file).metadata or {}
-    found = {key.decode(): value for key, value in metadata.items()}
-    return {key.removeprefix(FOOTER_KEY): json.loads(value) for key, value in found.items() if key.startswith(FOOTER_KEY)}
+    found = {key.decode(): value.decode() for key, value in metadata.items()}
+    facts = {key: value for key, value in found.items() if key.startswith(FOOTER_KEY)}
+    if facts.pop(_SEAL, None) not in (None, _seal(facts)):
+        raise ValueError("the facts in the footer are damaged")
+    return {key.removeprefix(FOOTER_KEY): json.loads(value) for key, value in facts.items()}
+
+
+def _seal(facts: Mapping[str, str]) -> str:
+    """Digest of the footer's facts, which have no checksum of Parquet's own."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _bits(table: pa.Table) -> NDArray[np.uint32]:

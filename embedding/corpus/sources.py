@@ -10,7 +10,8 @@ from typing import Any, BinaryIO, cast
 import fsspec
 import pyarrow as pa
 
-from embedding.corpus.storage import WRONG_PATH, explained, filesystem_of, is_local, with_retries
+from embedding.corpus.requests import WRONG_PATH, explained, with_retries
+from embedding.corpus.storage import filesystem_of, is_local
 from embedding.errors import CorpusError, SourceChangedError
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")

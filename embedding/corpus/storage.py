@@ -6,29 +6,20 @@ no reader ever sees a part of it: object stores make one PUT visible at once, a 
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
-import logging
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, cast
 
 import fsspec
-from aiohttp import ClientError as HttpClientError
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, MetadataRetrievalError
-from botocore.exceptions import ConnectionError as EndpointError
-from botocore.parsers import ResponseParserError
 from fsspec.core import split_protocol
-from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from embedding.errors import ConfigError, StorageError
-
-log = logging.getLogger(__name__)
-T = TypeVar("T")
+from embedding.corpus.requests import client_options, error_code, explained, with_retries
+from embedding.errors import ConfigError
 
 TEMPORARY = "_control/tmp"
 """Where an output keeps what is not finished; emptied when a run completes."""
@@ -36,12 +27,8 @@ TEMPORARY = "_control/tmp"
 _SINGLE_PUT_BYTES = 2**31
 """s3fs cuts larger values into parts; below this one PUT makes the object visible, and nothing is left behind by a death."""
 
-_PERMANENT_ERRNOS = frozenset({errno.EINVAL, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EPERM, errno.ENAMETOOLONG, errno.EMSGSIZE})
-_RETRY_WAIT = wait_random_exponential(multiplier=0.25, max=10)
-"""Seconds between tries, jittered so that many workers do not come back at once."""
-WRONG_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
-"""There is no such file, folder or bucket, or a file where a folder must be."""
-_NETWORK_TYPES = (EndpointError, HTTPClientError, HttpClientError, MetadataRetrievalError, ResponseParserError, TimeoutError)
+_SHOWN_TYPES = {".html": "text/html; charset=utf-8", ".json": "application/json"}
+"""What a browser is told of an object, so that it shows it: without a type it saves it as a file."""
 
 
 def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -56,12 +43,13 @@ def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     protocol = split_protocol(url)[0] or "file"
     options: dict[str, Any] = {"use_listings_cache": False}
     if protocol in ("s3", "s3a"):
-        # s3fs retries on its own; botocore's retries would multiply with them.
-        options["config_kwargs"] = {"read_timeout": 120, "retries": {"max_attempts": 1}}
+        options["config_kwargs"] = client_options(fsspec.config.conf.get("s3", {}).get("config_kwargs", {}))
     try:
         fs, path = fsspec.core.url_to_fs(url, **options)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"{url} cannot be opened: {error}") from error
+    if protocol in ("s3", "s3a"):
+        fs.retries = 1  # s3fs' own tries would multiply with botocore's and ours
     return fs, os.path.normpath(path) if is_local(fs) else str(path)
 
 
@@ -81,55 +69,6 @@ def open_storage(url: str, *, temporary_folder: str | None = None) -> Storage:
     """
     fs, path = filesystem_of(url)
     return LocalStorage(fs, path, temporary_folder) if is_local(fs) else Storage(fs, path)
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether trying the same request again can help: throttling, time-outs, resets, server errors, or a StorageError about them."""
-    if isinstance(error, StorageError) and error.__cause__ is not None:
-        return is_transient(error.__cause__)
-    if isinstance(error, (*WRONG_PATH, PermissionError)):
-        return False
-    if isinstance(error, OSError):
-        return error.errno not in _PERMANENT_ERRNOS
-    return isinstance(error, _NETWORK_TYPES)
-
-
-def with_retries(action: Callable[[], T], *, attempts: int = 4) -> T:
-    """The result of `action`, tried again with jittered exponential waits while its error is transient."""
-    retrying = Retrying(
-        stop=stop_after_attempt(attempts),
-        wait=_RETRY_WAIT,
-        retry=retry_if_exception(is_transient),
-        before_sleep=before_sleep_log(log, logging.DEBUG),
-        reraise=True,
-    )
-    return retrying(action)
-
-
-def is_of_store(error: Exception) -> bool:
-    """Whether a store raised it while Arrow read a file; Arrow's own input errors are plain OSErrors without a number."""
-    return isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None)
-
-
-@contextmanager
-def explained(doing: str) -> Iterator[None]:
-    """Turns what a store raises into one sentence that begins with `doing`.
-
-    Raises:
-        ConfigError: there is no such place, access is denied, or credentials are missing: running again as is will not help.
-        StorageError: anything else.
-    """
-    try:
-        yield
-    except WRONG_PATH as error:
-        raise ConfigError(f"{doing} failed: {error}; check the path") from error
-    except (OSError, ClientError, *_NETWORK_TYPES) as error:
-        what = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
-            raise ConfigError(f"{doing} is not allowed: {what}; check the credentials and permissions of this process") from error
-        raise StorageError(f"{doing} failed: {what}; run the same command again to go on") from error
-    except BotoCoreError as error:  # no request was sent: credentials, region, profile, bucket name
-        raise ConfigError(f"{doing} is not possible: {' '.join(str(error).split())}; check the URL and the credentials") from error
 
 
 class Storage:
@@ -173,14 +112,15 @@ class Storage:
                 return None
 
     def open(self, name: str) -> BinaryIO:
-        """The object, open for ranged reads."""
+        """The object, open for ranged reads: nothing is read ahead."""
+        options = {"cache_type": "none"} if self._is_s3 else {}
         with explained(f"opening {self.url}/{name}"):
-            return cast(BinaryIO, with_retries(lambda: self._fs.open(self.path(name), "rb")))
+            return cast(BinaryIO, with_retries(lambda: self._fs.open(self.path(name), "rb", **options)))
 
     def put(self, name: str, data: bytes) -> None:
         """Make the object visible whole, replacing any earlier one."""
         with explained(f"writing {self.url}/{name}"):
-            with_retries(lambda: self._fs.pipe_file(self.path(name), data, **self._put_options()))
+            with_retries(lambda: self._fs.pipe_file(self.path(name), data, **self._put_options(name)))
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Put the object unless one is there; whether this call's bytes are the ones that stand there now.
@@ -232,19 +172,22 @@ class Storage:
         if not self._is_s3:  # other libraries offer no condition by version: look, then put
             seen = self.read_version(name)
             if (seen and seen[1]) != condition.get("IfMatch"):
-                return False
+                return seen is not None and seen[0] == data
             self.put(name, data)
             return True
         try:
             with_retries(lambda: self._fs.pipe_file(self.path(name), data, **condition))  # a 409 counts as passing, as S3 wants it
         except OSError as error:
-            if not (isinstance(error, FileExistsError) or _error_code(error) == "PreconditionFailed"):
+            if not (isinstance(error, FileExistsError) or error_code(error) == "PreconditionFailed"):
                 raise
             return self.read(name) == data
         return True
 
-    def _put_options(self) -> dict[str, Any]:
-        return {"chunksize": _SINGLE_PUT_BYTES} if self._is_s3 else {}
+    def _put_options(self, name: str) -> dict[str, Any]:
+        if not self._is_s3:
+            return {}
+        content_type = _SHOWN_TYPES.get(f".{name.rpartition('.')[2]}")
+        return {"chunksize": _SINGLE_PUT_BYTES, **({"ContentType": content_type} if content_type else {})}
 
 
 class LocalStorage(Storage):
@@ -333,9 +276,3 @@ def _files_below(root: Path, prefix: str) -> Iterator[tuple[str, int]]:
             path = Path(folder, name)
             with suppress(FileNotFoundError):
                 yield path.relative_to(root).as_posix(), path.stat().st_size
-
-
-def _error_code(error: BaseException) -> str:
-    """The S3 error code behind what s3fs raised, such as PreconditionFailed (HTTP 412)."""
-    cause = error if isinstance(error, ClientError) else error.__cause__
-    return str(cause.response["Error"]["Code"]) if isinstance(cause, ClientError) else ""

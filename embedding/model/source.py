@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from huggingface_hub import HfApi, snapshot_download
@@ -60,7 +60,7 @@ class ModelFiles:
 
     def has(self, path: str) -> bool:
         """Whether the model has this file, here or on the hub."""
-        return path in self.remote_sha256 or (self.root / path).is_file()
+        return path in self.remote_sha256 or self._file(path).is_file()
 
     def json(self, path: str) -> Any:
         """The parsed file, {} where there is none.
@@ -68,7 +68,7 @@ class ModelFiles:
         Raises:
             ModelError: the file is no JSON.
         """
-        file = self.root / path
+        file = self._file(path)
         if not file.is_file():
             return {}
         try:
@@ -78,8 +78,18 @@ class ModelFiles:
 
     def sha256(self, paths: Sequence[str]) -> str:
         """Digest of one file's bytes; of several files, the digest of their digests in the given order."""
-        digests = [self.remote_sha256.get(path) or _file_sha256(self.root / path) for path in paths]
+        digests = [self.remote_sha256.get(path) or _file_sha256(self._file(path)) for path in paths]
         return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+    def _file(self, path: str) -> Path:
+        """The file at a path that the model's own files may have named.
+
+        Raises:
+            ModelError: it leads out of the model's folder.
+        """
+        if ".." in PurePosixPath(path).parts or path.startswith("/"):
+            raise ModelError(f"the model in {self.root} names {path!r}, which lies outside its folder; get it from who publishes it")
+        return self.root / path
 
 
 def open_model(name: str, revision: str | None) -> tuple[ModelSource, ModelFiles]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,8 @@ Encode: TypeAlias = Callable[[list[str]], tuple[Ids, Offsets]]
 """Whole texts -> flat ids and their offsets."""
 
 _PARITY_TEXTS = 1000
+_PARITY_CHARS = 1 << 14
+"""Of each text: the reference takes a minute, and a hundred times the text, for 10 MB without a place to cut."""
 _NANOTOKEN_CACHE_ENTRIES = 1 << 17
 """Per thread and level; the default would let each thread keep 130 MiB, this 16."""
 
@@ -37,6 +40,13 @@ _CHUNK_CHARS = 1 << 20
 
 _HEAD_CHARS_PER_TOKEN = 16
 """First guess of how much of a long text holds max_tokens tokens; English has 4 to 5 characters a token."""
+
+_CLOSED = r"[!-~\u00a1-\u00ac\u00ae-\u05ff\u0606-\u06dc\u06de-\u070e\u0710-\u088f\u0892-\u08e1\u08e3-\u0d4d\u0d4f-\u1fff\u2e80-\ud7ff]"
+"""Characters that no normalizer joins with a blank after them; the gaps are format characters and such that are put before another."""
+_CUT_BEFORE_SPACE = rf"(?<={_CLOSED})(?= )"
+_CUT_BEFORE_BLANK = rf"(?<={_CLOSED})(?=[ \t\n\r])"
+_CUT_AS_BERT = rf"{_CUT_BEFORE_BLANK}|(?<=[!-/:-@\[-`{{-~ \t\n\r])(?=[ -~\t\n\r])|(?<=[\u4e00-\u9fff])(?=[\u4e00-\u9fff])"
+"""BERT's words end at blanks, and every ASCII punctuation mark and every ideograph is a word of its own."""
 
 _WORDWISE = frozenset(["BertPreTokenizer", "ByteLevel", "Digits", "Metaspace", "Punctuation", "Whitespace", "WhitespaceSplit"])
 _LOCAL_NORMALIZERS = frozenset(
@@ -83,8 +93,8 @@ class Tokenizer:
         self._max_tokens = spec.max_tokens
         self._cuts_left = slow.truncation_side == "left"
         self._prefix, self._suffix = _special_tokens(reference, slow, spec)
-        can_cut = not self._cuts_left and _splits_before_spaces(reference)
-        self._head_chars = _HEAD_CHARS_PER_TOKEN * spec.max_tokens if can_cut else None
+        self._cuts = None if self._cuts_left else _Cuts.of(reference)
+        self._head_chars = None if self._cuts is None else _HEAD_CHARS_PER_TOKEN * spec.max_tokens
         self._exact = _by_tokenizers(reference)
         self._encode = _by_nanotoken(reference) or self._exact
         self._checked = not self.is_fast
@@ -101,7 +111,7 @@ class Tokenizer:
         The first call compares the fast path with the reference on the first of its texts.
         """
         if not self._checked:
-            self.check_parity(texts[:_PARITY_TEXTS])
+            self.check_parity([text[:_PARITY_CHARS] for text in texts[:_PARITY_TEXTS]])
         return self._tokenize(texts, self._encode)
 
     def check_parity(self, texts: Sequence[str]) -> None:
@@ -134,7 +144,7 @@ class Tokenizer:
 
     def _encode_heads(self, texts: list[str], encode: Encode, head_chars: int | None) -> tuple[Ids, Offsets]:
         """All tokens of the head of each text; a head without tokens enough to fill its row grows."""
-        heads = [_head(text, head_chars) for text in texts]
+        heads = texts if self._cuts is None or head_chars is None else [self._cuts.head(text, head_chars) for text in texts]
         ids, offsets = encode(heads)
         enough = (np.diff(offsets) > self._max_tokens).tolist()
         unfilled = [row for row, text in enumerate(texts) if not enough[row] and len(heads[row]) < len(text)]
@@ -163,14 +173,53 @@ class Tokenizer:
         return len(prompt) - (int(prompt[-1]) in slow.all_special_ids)
 
 
-def _head(text: str, head_chars: int | None) -> str:
-    """The beginning of a long text, up to a space where no tokenizer we do this for joins what is before and after."""
-    if head_chars is None or len(text) <= head_chars:
+@dataclass(frozen=True)
+class _Cuts:
+    """Where a text can be cut so that what comes before gives the first tokens of the whole text."""
+
+    pattern: re.Pattern[str]
+    added_tokens: tuple[str, ...]
+    """Found in a text before it is cut into words, so that no cut may go through one."""
+
+    @classmethod
+    def of(cls, fast: FastTokenizer) -> _Cuts | None:
+        """None where there may be no such place.
+
+        Words must be cut at blanks before anything else looks at them, the normalizers look no further than a few characters,
+        and no added token holds a blank or depends on what is beside it.
+        """
+        settings = json.loads(fast.to_str())
+        splitters = _steps(settings["pre_tokenizer"], "pretokenizers")
+        steps = _steps(settings["normalizer"], "normalizers")
+        replaces = [step for step in steps if step["type"] == "Replace"]
+        tokens = settings["added_tokens"]
+        possible = (
+            any(_is_wordwise(step) for step in splitters)
+            and all(step["type"] in _WORDWISE for step in splitters)
+            and _LOCAL_NORMALIZERS.issuperset(step["type"] for step in steps if step["type"] != "Replace")
+            and all(step["pattern"] in ({"Regex": " {2,}"}, {"String": "``"}, {"String": "''"}) for step in replaces)
+            and not any(token["single_word"] or re.search(r"\s", token["content"]) for token in tokens)
+        )
+        if not possible:
+            return None
+        pattern = _CUT_BEFORE_BLANK
+        if any(step["type"] == "Metaspace" for step in splitters):
+            pattern = _CUT_BEFORE_SPACE
+        elif not replaces and {step["type"] for step in splitters} == {"BertPreTokenizer"}:
+            pattern = _CUT_AS_BERT if any(step.get("handle_chinese_chars") for step in steps) else _CUT_BEFORE_BLANK
+        return cls(re.compile(pattern), tuple(token["content"] for token in tokens))
+
+    def head(self, text: str, head_chars: int) -> str:
+        """The beginning of a long text: `head_chars` characters, and on to the next place where it can be cut."""
+        if len(text) <= head_chars:
+            return text
+        for match in self.pattern.finditer(text, head_chars):
+            if not self._goes_through_a_token(text, match.start()):
+                return text[: match.start()]
         return text
-    cut = text.find(" ", head_chars)
-    while cut != -1 and not _is_plain(text[cut - 1]):
-        cut = text.find(" ", cut + 1)
-    return text if cut == -1 else text[:cut]
+
+    def _goes_through_a_token(self, text: str, cut: int) -> bool:
+        return any(token in text[max(0, cut - len(token) + 1) : cut + len(token) - 1] for token in self.added_tokens)
 
 
 def _by_tokenizers(reference: FastTokenizer) -> Encode:
@@ -231,26 +280,6 @@ def _lowercase_first(fast: FastTokenizer) -> None:
     fast.normalizer = normalizers.Lowercase() if present is None else normalizers.Sequence([normalizers.Lowercase(), present])
 
 
-def _splits_before_spaces(fast: FastTokenizer) -> bool:
-    """Whether a text cut before a space gives the first tokens of the whole text.
-
-    True where words are cut at spaces before anything else looks at them, the normalizers look no further than a few
-    characters, and no added token holds a space. `_head` then cuts only after a plain ASCII character, so that no normalizer
-    joins it with the space either.
-    """
-    settings = json.loads(fast.to_str())
-    splitters = _steps(settings["pre_tokenizer"], "pretokenizers")
-    replaces = [step for step in _steps(settings["normalizer"], "normalizers") if step["type"] == "Replace"]
-    others = [step["type"] for step in _steps(settings["normalizer"], "normalizers") if step["type"] != "Replace"]
-    return (
-        any(_is_wordwise(step) for step in splitters)
-        and all(step["type"] in _WORDWISE for step in splitters)
-        and _LOCAL_NORMALIZERS.issuperset(others)
-        and all(step["pattern"] in ({"Regex": " {2,}"}, {"String": "``"}, {"String": "''"}) for step in replaces)
-        and not any(" " in token["content"] for token in settings["added_tokens"])
-    )
-
-
 def _is_wordwise(step: dict[str, Any]) -> bool:
     if step["type"] == "ByteLevel":
         return bool(step.get("use_regex", True))
@@ -263,7 +292,3 @@ def _steps(settings: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
     if settings is None:
         return []
     return list(settings[key]) if settings["type"] == "Sequence" else [settings]
-
-
-def _is_plain(character: str) -> bool:
-    return character.isascii() and character.isprintable() and character != " "

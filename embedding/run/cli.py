@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
+import threading
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Never, TextIO
+from typing import TYPE_CHECKING, Annotated, Never, TextIO, TypeVar
 
 import cyclopts.config
 import yaml
 from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError, MissingArgumentError
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
 import embedding
 from embedding.config import JobConfig, explain, missing
+from embedding.corpus import ending
 from embedding.errors import ConfigError, EmbeddingJobError, ExitCode, Terminated
 from embedding.run.progress import log_to_stderr
 
 if TYPE_CHECKING:
     from embedding.run.summary import Summary
+
+_CLEAN_UP_SECONDS = 1.2
+"""After a signal, stores are waited for no longer than this."""
+_END_SECONDS = 2.0
+"""After a signal, the process is gone no later than this; a second is left for Ray, which lets signals through so often only."""
+Config = TypeVar("Config", bound=BaseModel)
 
 _HELP = " ".join(
     """Give every row of a Parquet corpus a vector, on one laptop or a thousand GPUs.
@@ -38,27 +48,49 @@ _HELP = " ".join(
 
 def main(argv: list[str] | None = None) -> Never:
     """Run the job as the shell asks for it; ends the process with one of ExitCode."""
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    end_with(partial(run, sys.argv[1:] if argv is None else argv))
+
+
+def end_with(command: Callable[[], int]) -> Never:
+    """Run the command to its end, to a quick and clean one where a signal asks for it; ends the process with one of ExitCode."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    try:
+        code = command()
+    except Terminated:
+        code = ExitCode.TERMINATED
+    if ending.asked.is_set():  # all is cleaned up, and what Ray does at exit can take longer than what is left
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(argv: list[str]) -> int:
     """The exit code for these arguments; the summary goes to stdout, everything else to stderr."""
+    return answer(partial(_embed, argv))
+
+
+def answer(command: Callable[[], int]) -> int:
+    """The command's exit code, or that of the error it raises, which is told in one sentence."""
     log_to_stderr()
-    signal.signal(signal.SIGTERM, _terminate)
     try:
-        config = parse(argv)
-        if config is None:
-            return ExitCode.COMPLETE
-        if config.restart and not config.dry_run:
-            _confirm_restart(config)
-        stdout = sys.stdout
-        with redirect_stdout(sys.stderr):  # Ray prints its workers' troubles to stdout, which is the summary's alone
-            return embedding.embed_corpus(config, on_end=partial(_report, stdout=stdout)).exit_code
+        return command()
     except EmbeddingJobError as error:
         Console(stderr=True).print(f"[red]error:[/red] {_escape(str(error))}", soft_wrap=True, highlight=False)
         return error.exit_code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
+
+
+def _embed(argv: list[str]) -> int:
+    config = parse(argv)
+    if config is None:
+        return ExitCode.COMPLETE
+    if config.restart and not config.dry_run:
+        _confirm_restart(config)
+    stdout = sys.stdout
+    with redirect_stdout(sys.stderr):  # Ray prints its workers' troubles to stdout, which is the summary's alone
+        return embedding.embed_corpus(config, on_end=partial(_report, stdout=stdout)).exit_code
 
 
 def _report(summary: Summary, stdout: TextIO) -> None:
@@ -71,24 +103,41 @@ def _report(summary: Summary, stdout: TextIO) -> None:
 
 
 def parse(argv: list[str]) -> JobConfig | None:
-    """The configuration; None where --help or --version was all that was asked.
+    """The job's configuration; None where --help or --version was all that was asked.
 
     Raises:
         ConfigError: an option is unknown or its value is wrong.
     """
-    parsed: list[JobConfig] = []
-    app = App(name="embed_corpus.py", help=_HELP, version=embedding.__version__, help_format="plaintext", result_action="return_value")
+    return parse_as(JobConfig, argv, name="embed_corpus.py", description=_HELP)
 
-    @app.default
-    def command(*, config: Annotated[JobConfig, Parameter(name="*")]) -> None:
+
+def parse_as(kind: type[Config], argv: list[str], *, name: str, description: str, positional: bool = False) -> Config | None:
+    """The configuration of that kind; None where --help or --version was all that was asked.
+
+    `positional`: fields that are not keyword-only can also be given without their option's name.
+
+    Raises:
+        ConfigError: an option is unknown or its value is wrong.
+    """
+    parsed: list[Config] = []
+    app = App(name=name, help=description, version=embedding.__version__, help_format="plaintext", result_action="return_value")
+
+    def command(*, config: Config) -> None:
         parsed.append(config)
+
+    def with_arguments(config: Config) -> None:
+        command(config=config)
+
+    chosen = with_arguments if positional else command
+    chosen.__annotations__["config"] = Annotated[kind, Parameter(name="*")]
+    app.default(chosen)
 
     @app.meta.default
     def configured(
         *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
         config: Annotated[Path | None, Parameter(help="YAML file with any of the options below.")] = None,
     ) -> None:
-        from_file = [] if config is None else [cyclopts.config.Dict(read_options(config), source=str(config))]
+        from_file = [] if config is None else [cyclopts.config.Dict(read_options(config, kind.model_fields), source=str(config))]
         app.config = [cyclopts.config.Env("EMBED_", command=False), *from_file]
         app(tokens, exit_on_error=False, print_error=False)
 
@@ -101,7 +150,7 @@ def parse(argv: list[str]) -> JobConfig | None:
     return parsed[0] if parsed else None
 
 
-def read_options(file: Path) -> dict[str, object]:
+def read_options(file: Path, known: Iterable[str] = tuple(JobConfig.model_fields)) -> dict[str, object]:
     """The options of a YAML file, every value as it is written there: YAML's own types would make 63 of `workers: 1:3`.
 
     A key without a value, or with null, counts as not given.
@@ -118,8 +167,8 @@ def read_options(file: Path) -> dict[str, object]:
         raise ConfigError(f"--config {file} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"--config {file} must hold one option a line, such as `batch_tokens: 4096`")
-    for key in content.keys() - JobConfig.model_fields.keys():
-        close = get_close_matches(key, JobConfig.model_fields, n=1)
+    for key in content.keys() - set(known):
+        close = get_close_matches(key, known, n=1)
         raise ConfigError(f"--config {file}: {key!r} is no option{f'; did you mean {close[0]!r}?' if close else '; --help lists them all'}")
     return {key: value for key, value in content.items() if value not in ("", "null", "~")}
 
@@ -143,9 +192,15 @@ def _confirm_restart(config: JobConfig) -> None:
         raise ConfigError("--restart was not confirmed; nothing was deleted")
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: a second must not cut the clean-up short
-    raise Terminated
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """Let the run clean up and end: within 3 s, after which `ray job stop` kills it, whatever a store or a library does."""
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)  # once is enough: a second must not cut the clean-up short
+    ending.end_within(_CLEAN_UP_SECONDS)
+    last_resort = threading.Timer(_END_SECONDS, os._exit, [128 + number])
+    last_resort.daemon = True
+    last_resort.start()
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
 def _escape(text: str) -> str:

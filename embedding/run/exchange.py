@@ -9,6 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import pyarrow as pa
 
+from embedding.corpus.check import CheckedUnit, Finding, Kind, Sample
 from embedding.corpus.plan import Unit
 from embedding.corpus.reader import UnitRows
 from embedding.corpus.sources import Source
@@ -36,13 +37,32 @@ def decode_unit(text: str) -> Unit:
     return Unit(**{**fields, "source": Source(**fields["source"])})
 
 
+def encode_checked(checked: CheckedUnit) -> str:
+    """What was found about a unit as JSON."""
+    return json.dumps(asdict(checked))
+
+
+def decode_checked(text: str) -> CheckedUnit:
+    """The inverse of `encode_checked`."""
+    fields = json.loads(text)
+    finding = fields["finding"] and Finding(Kind(fields["finding"].pop("kind")), **fields["finding"])
+    samples = tuple(Sample(row["source_row"], row["text"], tuple(row["vector"])) for row in fields["samples"])
+    return CheckedUnit(**{**fields, "finding": finding, "samples": samples})
+
+
 def encode_rows(rows: UnitRows) -> pa.Buffer:
     """The rows as an Arrow stream; the text is the last column, since a copied column may have its name."""
     table = rows.copied.append_column("text", rows.text) if rows.copied.num_columns else pa.table({"text": rows.text})
-    sink = pa.BufferOutputStream()
+    counted = pa.MockOutputStream()  # counts only: a stream that grows as it is written takes up to three times its size
+    _write(table, counted)
+    buffer = pa.allocate_buffer(counted.size())
+    _write(table, pa.FixedSizeBufferWriter(buffer))
+    return buffer
+
+
+def _write(table: pa.Table, sink: pa.NativeFile) -> None:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    return sink.getvalue()
 
 
 def decode_rows(buffer: pa.Buffer) -> UnitRows:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -13,20 +14,29 @@ from embedding.config import JobConfig
 from embedding.corpus.lease import Lease
 from embedding.corpus.ledger import Ledger
 from embedding.corpus.output import JobSettings, Output
-from embedding.corpus.plan import SourceLayout, Unit, plan_units
+from embedding.corpus.plan import SourceLayout, Unit, UnreadableSource, plan_units, shard_stem, stem_of
 from embedding.corpus.reader import read_layouts
 from embedding.corpus.sources import absolute, list_sources
 from embedding.corpus.storage import filesystem_of, open_storage
-from embedding.errors import ConfigError
+from embedding.errors import AccessError, ConfigError, CorpusError, EmbeddingJobError, StorageError
 from embedding.model.spec import ModelSpec, resolve_model
 from embedding.run.pipeline import Cluster, run_units
 from embedding.run.placement import Placement, place_workers
 from embedding.run.progress import open_progress
-from embedding.run.settings import columns_of, first_choices, first_precision, installed_versions, job_settings
+from embedding.run.report import write_report
+from embedding.run.settings import columns_of, first_choices, first_precision, installed_versions, job_settings, what_was_asked
 from embedding.run.summary import Summary
 from embedding.run.worker import WorkerJob
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Corpus:
+    """The source files as this run found them."""
+
+    layouts: list[SourceLayout]
+    unreadable: list[UnreadableSource]
 
 
 @dataclass(frozen=True)
@@ -56,30 +66,41 @@ def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None 
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     output = Output(config.output)
     _require_apart(config)
-    sources = list_sources(config.input)
-    layouts = list(read_layouts(sources, columns_of(config)))
-    megabytes = sum(source.size for source in sources) / 1e6
-    log.info("%d source files, %.1f MB, %d rows", len(sources), megabytes, sum(layout.num_rows for layout in layouts))
+    corpus = _read_corpus(config)
     with Cluster() as cluster:
         model, settings = _settle(config, output, cluster)
         if config.dry_run:
-            plan = _plan(config, output, layouts, model, settings, run_id)
-            plan.summary.plan = _describe(config, plan, layouts, cluster)
+            plan = _plan(config, output, corpus, model, settings, run_id)
+            plan.summary.plan = _describe(config, plan, corpus, cluster)
             _publish_elsewhere(config, _ended(plan.summary, started, on_end))
             return plan.summary
         with Lease.acquire(output.storage, run_id, config.lease_seconds) as lease:
             if config.restart:
                 output.clear()
-            plan = _plan(config, output, layouts, model, output.begin(settings), run_id)
-            output.remember_inputs(plan.settings, _inputs(config))
+            plan = _plan(config, output, corpus, model, output.begin(settings), run_id)
+            output.remember(plan.settings, _inputs(config), what_was_asked(config, model))
             try:
                 _run(config, output, plan, cluster, lease)
             except BaseException as error:
                 plan.summary.status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "crashed"
+                with _failing_quietly():
+                    _publish(config, output, _ended(plan.summary, started, on_end))
+                if isinstance(error, AccessError):  # it was allowed when the run began, so running again can help
+                    raise StorageError(f"{error}, then run the same command again to go on") from error
                 raise
-            finally:
-                _publish(config, output, _ended(plan.summary, started, on_end))
+            _publish(config, output, _ended(plan.summary, started, on_end))
+            if config.report == "yes" and plan.summary.status != "nothing to do":
+                write_report(output, plan.summary, plan.settings, _committed(plan), model=config.model)
     return plan.summary
+
+
+@contextmanager
+def _failing_quietly() -> Iterator[None]:
+    """What is done on the way out of a failed run must not hide why it failed."""
+    try:
+        yield
+    except EmbeddingJobError as error:
+        log.warning("%s", error)
 
 
 def _ended(summary: Summary, started: float, on_end: Callable[[Summary], None] | None) -> Summary:
@@ -101,6 +122,24 @@ def _require_apart(config: JobConfig) -> None:
             raise ConfigError(f"--output {config.output} lies inside --input {url} and would be read as corpus; choose a folder beside it")
 
 
+def _read_corpus(config: JobConfig) -> _Corpus:
+    """List the source files and read their footers.
+
+    Raises:
+        CorpusError: the corpus as a whole cannot be used, or a file cannot be read and --bad-rows=fail.
+    """
+    sources = list_sources(config.input)
+    unreadable: list[UnreadableSource] = []
+    layouts = list(read_layouts(sources, columns_of(config), unreadable if config.bad_rows == "reject" else None))
+    if unreadable and not layouts:
+        raise CorpusError(f"none of {len(sources)} source files can be read; the first: {unreadable[0].reason}")
+    megabytes = sum(source.size for source in sources) / 1e6
+    log.info("%d source files, %.1f MB, %d rows", len(sources), megabytes, sum(layout.num_rows for layout in layouts))
+    if unreadable:
+        log.warning("%d source files cannot be read and are left out for now; the first: %s", len(unreadable), unreadable[0].reason)
+    return _Corpus(layouts, unreadable)
+
+
 def _settle(config: JobConfig, output: Output, cluster: Cluster) -> tuple[ModelSpec, JobSettings]:
     """The model and settings of this run: what the output was begun with, checked against the options, else first choices."""
     existing = None if config.restart else output.settings()
@@ -118,16 +157,18 @@ def _settle(config: JobConfig, output: Output, cluster: Cluster) -> tuple[ModelS
     return model, settings
 
 
-def _plan(
-    config: JobConfig, output: Output, layouts: Sequence[SourceLayout], model: ModelSpec, settings: JobSettings, run_id: str
-) -> _Plan:
-    """The difference between what the corpus asks for and what the output's folder lists."""
+def _plan(config: JobConfig, output: Output, corpus: _Corpus, model: ModelSpec, settings: JobSettings, run_id: str) -> _Plan:
+    """The difference between what the corpus asks for and what the output's folder lists.
+
+    Shards of a file that cannot be read now are neither done nor stale: what could not be planned is left alone.
+    """
     unit_rows = settings.kept["unit_rows"]
-    planned = plan_units(layouts, unit_rows=unit_rows, fingerprint=settings.fingerprint, limit_rows=config.limit_rows)
+    planned = plan_units(corpus.layouts, unit_rows=unit_rows, fingerprint=settings.fingerprint, limit_rows=config.limit_rows)
     units = sorted(planned, key=lambda unit: unit.shard)
     committed = {} if config.restart else output.shards()
     claimed = {unit.shard for unit in units}
-    stale = [name for name in committed if name not in claimed]
+    unknown = {shard_stem(file.source) for file in corpus.unreadable}
+    stale = [name for name in committed if name not in claimed and stem_of(name) not in unknown]
     done = [unit for unit in units if unit.shard in committed]
     pending = [unit for unit in units if unit.shard not in committed]
     inputs = _inputs(config)
@@ -137,15 +178,16 @@ def _plan(
         loss = f"{len(stale)} finished shards of {output.url} would be removed"
         raise ConfigError(f"{cause}, so {loss}; say --yes to allow it, or choose another --output")
     log.info("%d units of up to %d rows: %d done, %d to do", len(units), unit_rows, len(done), len(pending))
-    summary = Summary.planned(output=output.url, run=run_id, done=done, pending=pending)
+    summary = Summary.planned(output=output.url, run=run_id, done=done, pending=pending, unreadable=corpus.unreadable)
     return _Plan(model, settings, units, pending, stale, summary)
 
 
-def _describe(config: JobConfig, plan: _Plan, layouts: Sequence[SourceLayout], cluster: Cluster) -> dict[str, object]:
+def _describe(config: JobConfig, plan: _Plan, corpus: _Corpus, cluster: Cluster) -> dict[str, object]:
     placement = place_workers(config, cluster.nodes())
     return {
-        "source files": len(layouts),
-        "source bytes": sum(layout.source.size for layout in layouts),
+        "source files": len(corpus.layouts),
+        "source bytes": sum(layout.source.size for layout in corpus.layouts),
+        "unreadable files": len(corpus.unreadable),
         "rows": sum(unit.num_rows for unit in plan.units),
         "units done": plan.summary.units_skipped,
         "units to do": plan.summary.units_pending,
@@ -160,17 +202,16 @@ def _describe(config: JobConfig, plan: _Plan, layouts: Sequence[SourceLayout], c
 def _run(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lease: Lease) -> None:
     """pending units -> records -> ledger and progress -> manifest."""
     summary = plan.summary
-    if not plan.pending and not plan.stale and output.is_complete():
+    if not plan.pending and not plan.stale and not summary.files_failed and output.is_complete():
         summary.status = "nothing to do"
         return
     output.mark_incomplete()
     if plan.pending:
         _embed(config, output, plan, cluster, lease)
-    if summary.units_failed:
+    if summary.units_failed or summary.files_failed:
         summary.status = "failed units"
         return
-    lease.renew()
-    output.complete(plan.units, output.shards())
+    output.complete(plan.units, output.shards(), lease.renew)
     summary.status = "complete"
 
 
@@ -191,8 +232,11 @@ def _embed(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lea
                     notes.add(record.note)
                     log.warning("%s", record.note)
                 progress.update(summary)
-    finally:
-        ledger.flush()
+    except BaseException:
+        with _failing_quietly():
+            ledger.flush()
+        raise
+    ledger.flush()
 
 
 def _worker_job(config: JobConfig, output: Output, plan: _Plan, placement: Placement) -> WorkerJob:
@@ -206,9 +250,15 @@ def _worker_job(config: JobConfig, output: Output, plan: _Plan, placement: Place
         token_columns=config.token_columns,
         provenance={"fingerprint": settings.fingerprint, "settings": settings.vectors, "versions": installed_versions()},
         max_unit_attempts=config.max_unit_attempts,
+        fails_on_bad_rows=config.bad_rows == "fail",
         device=placement.device,
         threads=None if placement.gpus else placement.cpus,
     )
+
+
+def _committed(plan: _Plan) -> list[str]:
+    failed = {(failure["source"], failure["first_row"]) for failure in plan.summary.failures}
+    return [unit.shard for unit in plan.units if (unit.source.uri, unit.first_row) not in failed]
 
 
 def _publish(config: JobConfig, output: Output, summary: Summary) -> None:

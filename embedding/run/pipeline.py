@@ -1,4 +1,7 @@
-"""The stages on Ray Data: units -> read on CPU -> embed and commit on the workers -> commit records. The only user of Ray."""
+"""The stages on Ray Data: units -> read on CPU -> embed and commit on the workers -> commit records. The only user of Ray on a cluster.
+
+A proof of an output has one stage: units -> check on CPU -> what was found.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +17,26 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
+import pyarrow as pa
 import ray
 import ray.data
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from embedding.corpus import ending
+from embedding.corpus.check import CheckedUnit
 from embedding.corpus.ledger import CommitRecord, records_from_table
 from embedding.corpus.plan import Unit
 from embedding.errors import EmbeddingJobError
-from embedding.run.exchange import encode_unit
+from embedding.run.checker import CheckJob, check_stage
+from embedding.run.exchange import decode_checked, encode_unit
 from embedding.run.placement import READ_CPUS, Placement, available_cpus
 from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
 
 log = logging.getLogger(__name__)
 
+_RAISED = re.compile(r"^[\w.]*(Error|Exception): ")
+"""How the last line of a traceback begins."""
 _UNITS_IN_HAND = 2
 """Units that a worker works on at once: one on the device, one being tokenized, written or put."""
 _UNITS_AHEAD = 2
@@ -44,6 +53,7 @@ class Cluster:
 
     def __init__(self) -> None:
         self._ours = False
+        self._embedded = False
 
     def nodes(self) -> list[dict[str, float]]:
         """The Ray resources of each node that lives."""
@@ -59,6 +69,7 @@ class Cluster:
             cpus = available_cpus()
             log.info("starting Ray on this machine, %d CPUs (set RAY_ADDRESS to use a running cluster)", cpus)
             options |= {"address": "local", "num_cpus": cpus + 1, "include_dashboard": False}
+            self._embedded = True
         with _own_sigterm():
             ray.init(**options)
         self._ours = True
@@ -67,46 +78,78 @@ class Cluster:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._ours:
+        in_haste = ending.asked.is_set() and not self._embedded  # a cluster that goes on notices by itself when a driver ends
+        if self._ours and not in_haste:
             ray.shutdown()
 
 
 def run_units(
     units: Sequence[Unit], job: WorkerJob, placement: Placement, worker: type[EmbeddingWorker] = EmbeddingWorker
 ) -> Iterator[CommitRecord]:
-    """Embed and commit the units, those with most rows first; yields their records as they come, in no order.
+    """Embed and commit the units; yields their records as they come, in no order.
 
     One row of the dataset is one unit, and every batch and every block behind the read is one row, so that units never mix.
     """
     attempts = _RemoteAttempts.start()
-    ordered = sorted(units, key=lambda unit: -unit.num_rows)  # so that at the end no worker is left alone with a large one
-    source = ray.data.from_items([{"unit": encode_unit(unit)} for unit in ordered], override_num_blocks=min(len(units), _READ_TASKS))
-    source.context.target_max_block_size = 1  # bytes: every unit goes on as soon as it is read, also where a task reads several
-    dataset = source.map_batches(
-        functools.partial(read_stage, columns=job.columns, attempts=attempts, max_attempts=job.max_unit_attempts),
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=READ_CPUS,
-    ).map_batches(
-        worker,
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(
-            min_size=min(placement.min_workers, len(units)),
-            max_size=min(placement.max_workers, len(units)),
-            max_concurrent_calls_per_actor=_UNITS_IN_HAND,
-            max_tasks_in_flight_per_actor=_UNITS_IN_HAND + _UNITS_AHEAD,
-            enable_true_multi_threading=True,
-        ),
-        num_cpus=placement.cpus,
-        num_gpus=placement.gpus,
-        fn_constructor_kwargs={"job": job, "attempts": attempts},
+    dataset = (
+        _one_row_each(units)
+        .map_batches(
+            functools.partial(read_stage, columns=job.columns, attempts=attempts, max_attempts=job.max_unit_attempts),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=READ_CPUS,
+        )
+        .map_batches(
+            worker,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(
+                min_size=min(placement.min_workers, len(units)),
+                max_size=min(placement.max_workers, len(units)),
+                max_concurrent_calls_per_actor=_UNITS_IN_HAND,
+                max_tasks_in_flight_per_actor=_UNITS_IN_HAND + _UNITS_AHEAD,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=placement.cpus,
+            num_gpus=placement.gpus,
+            fn_constructor_kwargs={"job": job, "attempts": attempts},
+        )
     )
+    for batch in _stream(dataset):
+        for record in records_from_table(batch):
+            attempts.settle(record.unit)  # not before its record is here: until then the unit may be tried again
+            yield record
+
+
+def run_checks(units: Sequence[Unit], job: CheckJob, workers: int | None) -> Iterator[CheckedUnit]:
+    """Check the units' shards, `workers` at once (None: as many as there are CPUs); yields what was found as it comes, in no order."""
+    attempts = _RemoteAttempts.start()
+    dataset = _one_row_each(units).map_batches(
+        functools.partial(check_stage, job=job, attempts=attempts),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=workers),
+        num_cpus=1,
+    )
+    for batch in _stream(dataset):
+        for text in batch.column("checked").to_pylist():
+            checked = decode_checked(text)
+            attempts.settle(f"check {checked.unit}")
+            yield checked
+
+
+def _one_row_each(units: Sequence[Unit]) -> ray.data.Dataset:
+    """The units, those with most rows first, so that at the end no process is left alone with a large one."""
+    ordered = sorted(units, key=lambda unit: -unit.num_rows)
+    dataset = ray.data.from_items([{"unit": encode_unit(unit)} for unit in ordered], override_num_blocks=min(len(units), _READ_TASKS))
+    dataset.context.target_max_block_size = 1  # bytes: every unit goes on as soon as it is done, also where a task does several
+    return dataset
+
+
+def _stream(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
+    """The dataset's batches as they come."""
     try:
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for record in records_from_table(batch):
-                attempts.settle(record.unit)  # not before its record is here: until then the unit may be tried again
-                yield record
+        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     except RayError as error:
         raise _explained(error) from error
 
@@ -116,6 +159,9 @@ class _AttemptCounter:
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
+
+    def begun(self, key: str) -> int:
+        return self._counts[key]
 
     def begin(self, key: str) -> int:
         self._counts[key] += 1
@@ -138,6 +184,9 @@ class _RemoteAttempts:
         counter: Any = ray.remote(_AttemptCounter)
         return cls(counter.options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here).remote())
 
+    def begun(self, key: str) -> int:
+        return int(ray.get(self._counter.begun.remote(key)))
+
     def begin(self, key: str) -> int:
         return int(ray.get(self._counter.begin.remote(key)))
 
@@ -146,9 +195,12 @@ class _RemoteAttempts:
 
 
 def _explained(error: RayError) -> EmbeddingJobError:
-    """What stopped the pipeline as one sentence: of a worker's traceback, which Ray hands on as text, the last line."""
+    """What stopped the pipeline as one sentence: of a worker's traceback, which Ray hands on as text with hints below it, the error."""
     lines = [line for line in str(error).splitlines() if line.strip()]
-    reason = re.sub(r"^[\w.]*(Error|Exception): ", "", lines[-1]) if lines else type(error).__name__
+    raised = [line for line in lines if re.match(_RAISED, line)] or lines
+    reason = re.sub(_RAISED, "", raised[-1]) if raised else type(error).__name__
+    if "run the same command again" in reason:  # it says already what to do before that
+        return EmbeddingJobError(f"the run stopped: {reason}")
     return EmbeddingJobError(f"the run stopped: {reason}; when that is mended, run the same command again to go on")
 
 

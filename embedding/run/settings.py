@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 import embedding
 from embedding.config import JobConfig, Precision
@@ -38,6 +39,13 @@ def columns_of(config: JobConfig) -> Columns:
     return Columns(config.text_column, (*([config.id_column] if config.id_column else []), *config.keep_columns))
 
 
+def columns_of_output(settings: JobSettings) -> Columns:
+    """The columns that the shards of an output were made from."""
+    vectors = settings.vectors
+    copied = (*([vectors["id_column"]] if vectors["id_column"] is not None else []), *vectors["keep_columns"])
+    return Columns(vectors["text_column"], copied)
+
+
 def first_choices(config: JobConfig, model: ModelSpec, device: str) -> dict[str, int]:
     """What shapes units and batches, chosen for a new output; later runs keep it.
 
@@ -66,6 +74,33 @@ def job_settings(config: JobConfig, model: ModelSpec, kept: dict[str, int], inpu
         kept=kept,
         input=inputs,
         versions=installed_versions(),
+    )
+
+
+def what_was_asked(config: JobConfig, model: ModelSpec) -> dict[str, Any]:
+    """Where this run's model is, and how much of the corpus it was to embed: what a proof of the output must know, and no more."""
+    name = model.source.name if model.source.kind == "folder" else config.model
+    return {"model": name, "revision": model.source.commit, "limit_rows": config.limit_rows}
+
+
+def model_options(settings: JobSettings, output: str, model: str | None, *, trust_remote_code: bool) -> JobConfig:
+    """The options that ask for the model of an output's vectors; `model` stands for the place that the output remembers.
+
+    Raises:
+        ConfigError: the output does not remember where its model is, and `model` does not say it either.
+    """
+    vectors = settings.vectors
+    place = {"model": model} if model else {key: settings.asked.get(key) for key in ("model", "revision")}
+    if not place["model"]:
+        raise ConfigError(f"{output} does not remember where its model is; say --model, or --sample 0 to compare no vectors")
+    return JobConfig.build(
+        input=settings.input,
+        output=output,
+        **place,
+        **{key: vectors[key] for key in ("prompt", "max_tokens", "dimensions")},
+        pooling=vectors["pooling"][0] if len(vectors["pooling"]) == 1 else "auto",
+        normalize="yes" if vectors["normalize"] else "no",
+        trust_remote_code=trust_remote_code,
     )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal, TypeAlias
 
 from embedding.corpus.ledger import CommitRecord
-from embedding.corpus.plan import Unit
+from embedding.corpus.plan import Unit, UnreadableSource
 from embedding.errors import ExitCode
 
 Status: TypeAlias = Literal["complete", "nothing to do", "failed units", "planned", "interrupted", "crashed"]
@@ -16,7 +17,9 @@ Status: TypeAlias = Literal["complete", "nothing to do", "failed units", "planne
 
 @dataclass
 class Summary:
-    """Counts of one run. rows_in = rows_out + rows_rejected always; rows_in + rows_skipped + rows_failed + rows_pending is the corpus."""
+    """Counts of one run. rows_in = rows_out + rows_rejected always; rows_in + rows_skipped + rows_failed + rows_pending is the corpus,
+    but for files that could not be read (files_failed), whose rows nobody knows.
+    """
 
     output: str
     run: str
@@ -34,6 +37,8 @@ class Summary:
     units_skipped: int = 0
     units_failed: int = 0
     units_pending: int = 0
+    files_failed: int = 0
+    """Source files that could not be read when the run was planned."""
     tokens: int = 0
     truncated_rows: int = 0
     duplicate_rows: int = 0
@@ -45,15 +50,18 @@ class Summary:
     rows_per_second: float = 0.0
     """Rows over the same time."""
     failures: list[dict[str, object]] = field(default_factory=list)
-    """Failed units: source, first row, rows, reason."""
+    """Failed units: id, source, first row, rows, reason; and files that could not be read, without id and rows."""
     plan: dict[str, object] = field(default_factory=dict)
     """What a dry run found out."""
     _encoding: tuple[float, float] = (math.inf, 0.0)
     """Unix times of the first batch's start and the last one's end."""
 
     @classmethod
-    def planned(cls, *, output: str, run: str, done: list[Unit], pending: list[Unit]) -> Summary:
+    def planned(
+        cls, *, output: str, run: str, done: list[Unit], pending: list[Unit], unreadable: Sequence[UnreadableSource] = ()
+    ) -> Summary:
         """The summary of a run that is about to begin."""
+        failures = [_failure(None, file.source.uri, None, None, file.reason) for file in unreadable]
         return cls(
             output=output,
             run=run,
@@ -61,6 +69,8 @@ class Summary:
             units_skipped=len(done),
             rows_pending=sum(unit.num_rows for unit in pending),
             units_pending=len(pending),
+            files_failed=len(unreadable),
+            failures=failures,
         )
 
     def add(self, record: CommitRecord) -> None:
@@ -70,7 +80,7 @@ class Summary:
         if record.error:
             self.units_failed += 1
             self.rows_failed += record.rows
-            self.failures.append({"source": record.source, "first_row": record.first_row, "rows": record.rows, "reason": record.error})
+            self.failures.append(_failure(record.unit, record.source, record.first_row, record.rows, record.error))
             return
         self.units_done += 1
         self.rows_in += record.rows
@@ -112,3 +122,7 @@ class Summary:
 
     def _facts(self) -> dict[str, object]:
         return {key: value for key, value in asdict(self).items() if not key.startswith("_")}
+
+
+def _failure(unit: str | None, source: str, first_row: int | None, rows: int | None, reason: str) -> dict[str, object]:
+    return {"unit": unit, "source": source, "first_row": first_row, "rows": rows, "reason": reason}

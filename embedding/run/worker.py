@@ -10,6 +10,8 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,11 +19,12 @@ import numpy as np
 import pyarrow as pa
 
 from embedding.corpus.ledger import CommitRecord, parquet_bytes, records_to_table
+from embedding.corpus.lengths import length_counts
 from embedding.corpus.output import Output, rejected_name
 from embedding.corpus.plan import Unit
 from embedding.corpus.reader import Columns, UnitRows, read_unit, text_faults
-from embedding.corpus.shard import shard_bytes, shard_table, source_columns, take_rows
-from embedding.errors import EmbeddingJobError
+from embedding.corpus.shard import NOT_FINITE, shard_bytes, shard_table, source_columns, take_rows
+from embedding.errors import AccessError, BadRowsError, EmbeddingJobError, StorageFullError
 from embedding.model.spec import ModelSpec
 from embedding.run.exchange import decode_rows, decode_unit, encode_rows, read_result
 
@@ -30,9 +33,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_REASON_CHARS = 500
+"""Other people's errors can quote what they met, a whole text for instance."""
+
 
 class Attempts(Protocol):
     """Counts tries over all processes of a run, those that died included."""
+
+    def begun(self, key: str) -> int:
+        """Tries so far."""
 
     def begin(self, key: str) -> int:
         """Count a try: 1 for the first."""
@@ -58,6 +67,8 @@ class WorkerJob:
     device: str
     threads: int | None
     """CPU threads of the encoder, None for a GPU worker."""
+    fails_on_bad_rows: bool = False
+    """Fail a unit that has rows which cannot be embedded, instead of rejecting them."""
 
 
 def read_stage(batch: pa.Table, columns: Columns, attempts: Attempts, max_attempts: int) -> pa.Table:
@@ -76,6 +87,30 @@ def read_stage(batch: pa.Table, columns: Columns, attempts: Attempts, max_attemp
         attempts.settle(key)
 
 
+class _Turns:
+    """Who may work at once: several who do not mind, or one alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._working = 0
+        self._alone = False
+
+    @contextmanager
+    def take(self, *, alone: bool) -> Iterator[None]:
+        """Wait for a turn, and hold it while the block runs."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._alone and not (alone and self._working))
+            self._working += 1
+            self._alone = alone
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._working -= 1
+                self._alone = False
+                self._changed.notify_all()
+
+
 class EmbeddingWorker:
     """Holds one copy of the model; called with one unit at a time by up to two threads."""
 
@@ -85,6 +120,7 @@ class EmbeddingWorker:
         self._output = Output(job.output)
         self._embedder = self.load(job)
         self._device = threading.Lock()
+        self._turns = _Turns()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
 
     def load(self, job: WorkerJob) -> Embedder:
@@ -94,7 +130,12 @@ class EmbeddingWorker:
         return Embedder(job.model, device=job.device, threads=job.threads)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One row of READ_SCHEMA in, one commit record out; never raises for a fault of the unit."""
+        """One row of READ_SCHEMA in, one commit record out; never raises for a fault of the unit.
+
+        Raises:
+            AccessError: the output can not be written any more.
+            StorageFullError: it has no room left.
+        """
         unit = decode_unit(batch.column("unit")[0].as_py())
         if error := batch.column("error")[0].as_py():
             return records_to_table([self._failed(unit, error)])
@@ -104,16 +145,27 @@ class EmbeddingWorker:
         return records_to_table([replace(record, **read)])
 
     def _commit_or_fail(self, unit: Unit, rows: UnitRows) -> CommitRecord:
-        """Try the unit until it is committed or its attempts, those of dead processes included, are spent."""
+        """Try the unit until it is committed or its attempts, those of dead processes included, are spent.
+
+        Its first try has another unit beside it; one that died or failed is tried alone, so that it takes no other with it again.
+        """
         error = "its worker process died each time"
-        while (attempt := self._attempts.begin(unit.id)) <= self._job.max_unit_attempts:
-            try:
-                if attempt > 1 and (record := self._output.committed_record(unit)) is not None:
-                    return record  # an earlier process died between the put and its answer
-                return self._commit(unit, rows)
-            except Exception as caught:  # whatever a unit does, the run goes on without it
-                log.warning("unit %s failed in attempt %d", unit.id, attempt, exc_info=not isinstance(caught, EmbeddingJobError))
-                error = _reason(caught)
+        for _ in range(self._job.max_unit_attempts + 1):
+            with self._turns.take(alone=self._attempts.begun(unit.id) > 0):
+                attempt = self._attempts.begin(unit.id)
+                if attempt > self._job.max_unit_attempts:
+                    break
+                try:
+                    if attempt > 1 and (record := self._output.committed_record(unit)) is not None:
+                        return record  # an earlier process died between the put and its answer
+                    return self._commit(unit, rows)
+                except BadRowsError as caught:
+                    return self._failed(unit, str(caught))
+                except (AccessError, StorageFullError):  # no unit can be committed: better stop than set all of them aside
+                    raise
+                except Exception as caught:  # whatever a unit does, the run goes on without it
+                    log.warning("unit %s failed in attempt %d", unit.id, attempt, exc_info=not isinstance(caught, EmbeddingJobError))
+                    error = _reason(caught)
         return self._failed(unit, f"{error} (set aside after {self._job.max_unit_attempts} attempts)")
 
     def _note(self, batch_tokens: int) -> str:
@@ -125,10 +177,18 @@ class EmbeddingWorker:
     def _failed(self, unit: Unit, error: str) -> CommitRecord:
         return CommitRecord.of(unit, worker=self._name, error=error)
 
+    def _require_none(self, unit: Unit, faults: dict[int, str]) -> None:
+        """Raises BadRowsError: there are rows without a vector, and the job shall not go on without them."""
+        if faults and self._job.fails_on_bad_rows:
+            row = min(faults)
+            what = f"{len(faults)} rows cannot be embedded, the first is row {unit.first_row + row}: {faults[row]}"
+            raise BadRowsError(f"{what}; mend them, or say --bad-rows reject to list them and go on")
+
     def _commit(self, unit: Unit, rows: UnitRows) -> CommitRecord:
         """read rows -> texts -> tokens -> vectors -> shard -> put; the put is the commit."""
         started = time.perf_counter()
         faults = text_faults(rows.text)
+        self._require_none(unit, faults)
         good = np.delete(np.arange(unit.num_rows), list(faults))
         tokens = self._embedder.tokenize((rows.text.take(good) if faults else rows.text).to_pylist())
         tokenized = time.perf_counter()
@@ -138,13 +198,15 @@ class EmbeddingWorker:
         encoded = time.perf_counter()
 
         finite = embedded.finite_R
-        faults |= {int(row): "the model gives a non-finite vector" for row in good[~finite]}
+        faults |= {int(row): NOT_FINITE for row in good[~finite]}
+        self._require_none(unit, faults)
         counts = {"num_tokens": tokens.lengths[finite], "truncated": tokens.truncated[finite]}
         facts = {
             "rejected": len(faults),
             "tokens": int(counts["num_tokens"].sum()),
             "truncated": int(counts["truncated"].sum()),
             "duplicates": len(good) - embedded.distinct_rows,
+            "lengths": length_counts(counts["num_tokens"]),
         }
         identified = rows.copied if self._job.has_id else _side_by_side(source_columns(unit), rows.copied)
         token_columns = {"num_tokens": pa.array(counts["num_tokens"], pa.int32()), "truncated": pa.array(counts["truncated"])}
@@ -193,4 +255,6 @@ def _side_by_side(left: pa.Table, right: pa.Table) -> pa.Table:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, EmbeddingJobError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, EmbeddingJobError):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_REASON_CHARS]

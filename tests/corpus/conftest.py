@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-import botocore.retryhandler
 import pytest
 import s3fs
-from tenacity import wait_none
+from botocore.retries.standard import ExponentialBackoff
+from tenacity import stop_after_attempt, wait_none
 
-from embedding.corpus import storage as storage_module
+from embedding.corpus import requests
 from tests.support.faulty_proxy import FaultyProxy, faulty_proxy
 from tests.support.s3_server import S3Server
 
@@ -30,9 +30,10 @@ def unprivileged() -> Iterator[None]:
 
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many tries as ever, at once."""
-    monkeypatch.setattr(storage_module, "_RETRY_WAIT", wait_none())
-    monkeypatch.setattr(botocore.retryhandler, "delay_exponential", lambda **_: 0)
+    """The tries follow each other at once, and end by number where time would end them."""
+    monkeypatch.setattr(requests, "_WAIT", wait_none())
+    monkeypatch.setattr(requests, "stop_after_delay", lambda _: stop_after_attempt(4))
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
 
 
 @pytest.fixture

@@ -87,7 +87,12 @@ def test_a_segment_that_can_not_be_read_is_left_out(storage: Storage, damage: by
     assert f"{FOLDER}/run-2-000000.parquet is left out of the ledger" in caplog.text
 
 
-VALUES = {"str": st.text(st.characters(exclude_categories=["Cs"])), "int": st.integers(0, 2**63 - 1), "float": st.floats(allow_nan=False)}
+VALUES: dict[str, st.SearchStrategy[object]] = {
+    "str": st.text(st.characters(exclude_categories=["Cs"])),
+    "int": st.integers(0, 2**63 - 1),
+    "float": st.floats(allow_nan=False),
+    "list[int]": st.lists(st.integers(0, 2**63 - 1), max_size=3),
+}
 RECORDS = st.builds(CommitRecord, **{field.name: VALUES[str(field.type)] for field in fields(CommitRecord)})
 
 

@@ -20,6 +20,9 @@ def test_conditions_are_looked_at_before_the_put() -> None:
     assert not storage.put_if_version("a", b"three", "another version")
     assert storage.put_if_version("a", b"three", seen[1])
     assert storage.read("a") == b"three"
+    assert storage.put_if_absent("a", b"three")  # as on S3 and disks: these bytes stand there, perhaps put by this very call
+    assert storage.put_if_version("a", b"three", "another version")
+    assert not storage.put_if_version("b", b"three", "another version")
 
 
 def test_the_lease_is_held_and_what_is_not_promised_is_said(caplog: pytest.LogCaptureFixture) -> None:

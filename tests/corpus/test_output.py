@@ -28,6 +28,10 @@ SETTINGS = JobSettings(
 FOREIGN = ["data/README.md", "data/other.parquet", "data/date=1/_metadata", "data/a-0000000000-0123.parquet"]
 
 
+def ours() -> None:
+    """Nobody took the output over."""
+
+
 @pytest.fixture
 def output(storage_root: str) -> Output:
     return Output(storage_root)
@@ -77,10 +81,10 @@ def test_what_does_not_shape_vectors_stays_as_it_was_begun(output: Output) -> No
     assert later.fingerprint == SETTINGS.fingerprint
 
 
-def test_the_inputs_of_the_last_run_are_remembered(output: Output) -> None:
+def test_what_the_last_run_was_asked_is_remembered(output: Output) -> None:
     output.begin(SETTINGS)
-    output.remember_inputs(SETTINGS, ("s3://b/elsewhere",))
-    assert output.settings() == replace(SETTINGS, input=("s3://b/elsewhere",))
+    output.remember(SETTINGS, ("s3://b/elsewhere",), {"model": "m"})
+    assert output.settings() == replace(SETTINGS, input=("s3://b/elsewhere",), asked={"model": "m"})
 
 
 def test_settings_that_shape_vectors_are_refused_naming_each_old_and_new(output: Output) -> None:
@@ -137,7 +141,7 @@ def test_completing_removes_what_no_unit_claims_and_nothing_else(output: Output)
     for name in [*FOREIGN, "_control/tmp/.a.parquet.0123.tmp", "_control/runs/1/summary.json"]:
         output.storage.put(name, b"not a shard")
     before = output.storage.list("")
-    output.complete([new, same], output.shards())
+    output.complete([new, same], output.shards(), ours)
     after = output.storage.list("")
     assert before.keys() - after.keys() == {old.shard, rejected_name(old.id), "_control/tmp/.a.parquet.0123.tmp"}
     assert after.keys() - before.keys() == {MANIFEST, SUCCESS}
@@ -160,14 +164,31 @@ def test_completing_puts_success_last(output: Output, monkeypatch: pytest.Monkey
     commit(output, unit(0, "v2"))
     monkeypatch.setattr(output.storage, "put", put_and_note)
     monkeypatch.setattr(output.storage, "delete", delete_and_note)
-    output.complete([unit(0, "v2")], output.shards())
+    output.complete([unit(0, "v2")], output.shards(), ours)
     assert done == [f"delete {unit(0, 'v1').shard}", f"put {MANIFEST}", f"put {SUCCESS}"]
+
+
+@pytest.mark.parametrize(("asked_before", "changed"), [(0, set()), (1, {"stale"}), (2, {"stale", MANIFEST})])
+def test_a_run_that_lost_the_output_changes_nothing_more(output: Output, asked_before: int, changed: set[str]) -> None:
+    stale = unit(0, "v1")
+    commit(output, stale)
+    commit(output, unit(0, "v2"))
+    answers = iter([None] * asked_before)
+
+    def still_ours() -> None:
+        next(answers)
+
+    before = output.storage.list("").keys()
+    with pytest.raises(StopIteration):
+        output.complete([unit(0, "v2")], output.shards(), still_ours)
+    after = output.storage.list("").keys()
+    assert {"stale" if name == stale.shard else name for name in before ^ after} == changed
 
 
 def test_the_manifest_is_true_to_the_shards(output: Output) -> None:
     units = [unit(number) for number in (2, 0, 1)]
     ledger(output, *(commit(output, each, rejected=number, tokens=10 * number) for number, each in enumerate(units)))
-    output.complete(units, output.shards())
+    output.complete(units, output.shards(), ours)
     rows = manifest(output)
     assert [row["unit"] for row in rows] == [each.id for each in units]
     for row, each in zip(rows, units, strict=True):
@@ -181,7 +202,7 @@ def test_the_manifest_is_true_to_the_shards(output: Output) -> None:
 
 
 def test_an_output_without_rows_completes(output: Output) -> None:
-    output.complete([], output.shards())
+    output.complete([], output.shards(), ours)
     assert manifest(output) == []
     assert output.is_complete()
 
@@ -191,7 +212,7 @@ def test_a_lost_shard_keeps_the_output_incomplete(output: Output) -> None:
     ledger(output, commit(output, unit(0)), commit(output, unit(1)), commit(output, stale))
     output.storage.delete([unit(1).shard])
     with pytest.raises(StorageError, match=rf"lost 1 shards, {unit(1).shard} first; run the same command again to make them anew$"):
-        output.complete([unit(0), unit(1)], output.shards())
+        output.complete([unit(0), unit(1)], output.shards(), ours)
     assert not output.is_complete()
     assert stale.shard in output.shards()  # nothing goes before its replacement is there
 
@@ -214,7 +235,7 @@ def test_a_record_of_an_earlier_shard_of_the_unit_is_not_believed(output: Output
     ledger(output, commit(output, unit(0), rejected=2))
     commit(output, unit(0))  # made anew by a driver that died before it appended the record
     assert output.records([unit(0)], output.shards(), ["rejected"]).to_pylist() == [{"rejected": 0}]
-    output.complete([unit(0)], output.shards())
+    output.complete([unit(0)], output.shards(), ours)
     assert output.storage.list("_control/rejected") == {}
     assert [(row["rows"], row["rejected"]) for row in manifest(output)] == [(4, 0)]
 
@@ -223,7 +244,7 @@ def test_a_renamed_shard_keeps_its_rejected_rows(output: Output) -> None:
     moved = replace(unit(0), shard=unit(0).shard.replace("/a-", "/elsewhere-"))  # as when --input names the folder above
     commit(output, unit(0), rejected=1)
     ledger(output, commit(output, moved, rejected=1))
-    output.complete([moved], output.shards())
+    output.complete([moved], output.shards(), ours)
     assert output.shards().keys() == {moved.shard}
     assert output.storage.list("_control/rejected").keys() == {rejected_name(moved.id)}
 
@@ -238,13 +259,13 @@ def test_whether_a_unit_is_committed(output: Output) -> None:
 def test_a_damaged_shard_is_named(output: Output, damage: bytes) -> None:
     output.storage.put(unit(0).shard, damage)
     with pytest.raises(StorageError, match=rf"{unit(0).shard} is no whole shard; delete it and run the same command again$"):
-        output.complete([unit(0)], output.shards())
+        output.complete([unit(0)], output.shards(), ours)
     assert not output.is_complete()
 
 
 def test_beginning_anything_withdraws_success(output: Output) -> None:
     output.mark_incomplete()
-    output.complete([], {})
+    output.complete([], {}, ours)
     output.mark_incomplete()
     assert not output.is_complete()
 
@@ -252,7 +273,7 @@ def test_beginning_anything_withdraws_success(output: Output) -> None:
 def test_clearing_leaves_the_lease_and_what_is_not_ours(output: Output) -> None:
     output.begin(SETTINGS)
     ledger(output, commit(output, unit(0), rejected=1))
-    output.complete([unit(0)], output.shards())
+    output.complete([unit(0)], output.shards(), ours)
     for name in [*FOREIGN, "_control/lease.json", "_control/tmp/x", "notes.txt"]:
         output.storage.put(name, b"x")
     output.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
@@ -14,13 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding.corpus.plan import SourceLayout, Unit, cut_rows, make_unit, plan_units, shard_stem
+from embedding.corpus.plan import SourceLayout, Unit, cut_rows, make_unit, plan_units, shard_stem, stem_of
 from embedding.corpus.sources import Source, list_sources
 from embedding.corpus.storage import open_storage
 from tests.support.corpora import parquet, plain
 
 SOURCE = Source(path="a.parquet", uri="file:///in/a.parquet", size=7, version="v1")
 GROUPS = st.lists(st.integers(0, 40), max_size=30)
+CLIMBING = ["..", ".", "a=..", "a=../..", "a=%2e%2e", "x=\\..\\..", "", "~", "a=/etc", "_=.."]
 HOSTILE_FILES = [
     "with space.parquet",
     "100%25 %2F.parquet",
@@ -149,12 +151,12 @@ def test_names_of_shards(path: str, uri: str, stem: str) -> None:
     assert shard_stem(Source(path, uri, 1, "v")) == stem
 
 
-SEGMENTS = st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"]), min_size=1, max_size=8) | st.sampled_from(
+RECORDS = st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"]), min_size=1, max_size=8) | st.sampled_from(
     ["..", ".", "_", "a=..", "..=a", "key=", "=value", "k=/"]
 )
 
 
-@given(st.lists(SEGMENTS, min_size=1, max_size=4), st.integers(0, 10**9))
+@given(st.lists(RECORDS, min_size=1, max_size=4), st.integers(0, 10**9))
 def test_any_name_stays_inside_data(segments: list[str], first_row: int) -> None:
     path = "/".join(segments)
     shard = PurePosixPath(make_unit(Source(path, f"file:///in/{path}", 1, "v"), first_row, 1, "f").shard)
@@ -205,3 +207,18 @@ def test_partition_values_read_back_as_the_source_says_them(tmp_path: Path) -> N
 
 def rows_of(unit: Unit) -> list[tuple[str, int]]:
     return [(unit.source.uri, row) for row in range(unit.first_row, unit.first_row + unit.num_rows)]
+
+
+@pytest.mark.parametrize("path", ["a.parquet", "b/c-0000000001-0123456789abcdef.parquet", "k=v/x-y.pq", "-/-.parquet"])
+def test_a_shard_tells_the_stem_of_its_source(path: str) -> None:
+    source = Source(path=path, uri=f"s3://b/{path}", size=1, version="v")
+    assert stem_of(make_unit(source, 10**11, 5, "f").shard) == shard_stem(source)
+
+
+@given(st.lists(st.sampled_from(CLIMBING), min_size=1, max_size=6))
+def test_no_source_path_leads_out_of_the_folder_of_shards(parts: list[str]) -> None:
+    path = "/".join([*parts, "f.parquet"])
+    shard = make_unit(Source(path=path, uri=f"s3://b/{path}", size=1, version="v"), 0, 5, "f").shard
+    assert ".." not in shard.split("/")
+    assert posixpath.normpath(shard) == shard
+    assert shard.startswith("data/")

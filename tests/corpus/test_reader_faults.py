@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from embedding.corpus import reader
+from embedding.corpus.plan import UnreadableSource
 from embedding.corpus.reader import Columns, read_layout, read_layouts, read_unit
 from embedding.corpus.sources import list_sources
 from embedding.corpus.storage import open_storage
@@ -48,7 +49,7 @@ def same_size_other_rows() -> bytes:
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_a_damaged_file_is_named_while_planning(damage: str, storage_root: str) -> None:
     source = put_source(storage_root, DAMAGED[damage])
-    with pytest.raises(CorpusError) as refused:
+    with pytest.raises(SourceError) as refused:
         read_layout(source, TEXT)
     assert str(refused.value).startswith(f"{source.uri} is no readable Parquet file: ")
     assert "\n" not in str(refused.value)
@@ -129,7 +130,7 @@ def expect_changed_after_listing(folder: str, change: Callable[[str], None]) -> 
     change(folder)
     with pytest.raises(SourceChangedError, match=WAS_CHANGED):
         read_unit(whole(source, 20), TEXT)
-    with pytest.raises(CorpusError, match=WAS_CHANGED):
+    with pytest.raises(SourceChangedError, match=WAS_CHANGED):
         read_layout(source, TEXT)
 
 
@@ -195,6 +196,17 @@ def test_one_unreadable_footer_stops_the_planning(tmp_path: Path) -> None:
     assert [next(layouts).source for _ in range(2)] == sources[:2]
     with pytest.raises(CorpusError, match=r"2\.parquet is no readable"):
         next(layouts)
+
+
+def test_unreadable_footers_are_set_aside_where_there_is_a_list_for_them(tmp_path: Path) -> None:
+    sources = [put_source(str(tmp_path), data, f"{number}.parquet") for number, data in enumerate([b"", GOOD, GOOD[:-1], GOOD])]
+    set_aside: list[UnreadableSource] = []
+    assert [layout.source for layout in read_layouts(sources, TEXT, set_aside)] == [sources[1], sources[3]]
+    assert [file.source for file in set_aside] == [sources[0], sources[2]]
+    assert all(f"{file.source.uri} is no readable Parquet file: " in file.reason for file in set_aside)
+    other = put_source(str(tmp_path), table_bytes(pa.table({"words": ["a"]})), "other.parquet")
+    with pytest.raises(CorpusError, match="has no column 'text'"):  # an option to mend, no damage
+        list(read_layouts([*sources, other], TEXT, set_aside))
 
 
 @pytest.mark.usefixtures("unprivileged")

@@ -14,10 +14,12 @@ from typing import Any
 import aiohttp
 import botocore.exceptions
 import pytest
+from s3fs.errors import translate_boto_error
 
 from embedding.corpus.reader import Columns, read_layout, read_unit
-from embedding.corpus.storage import Storage, explained, is_transient, open_storage, with_retries
-from embedding.errors import ConfigError, EmbeddingJobError, StorageError
+from embedding.corpus.requests import explained, is_transient, with_retries
+from embedding.corpus.storage import Storage, open_storage
+from embedding.errors import AccessError, ConfigError, EmbeddingJobError, StorageError, StorageFullError
 from tests.corpus.reading import put_source, whole
 from tests.support.corpora import plain
 from tests.support.faulty_proxy import FaultyProxy
@@ -107,7 +109,7 @@ def test_a_fault_that_stays_is_told_when_the_tries_are_spent(storage: Storage, p
 def test_a_refusal_is_not_tried_again(fault: str, storage: Storage, proxy: FaultyProxy) -> None:
     proxy.faults.extend([fault] * 100)
     for number, call in enumerate(WRITES):
-        said = expect_refusal(ConfigError, "deleting " if call == "delete" else "writing ", CALLS[call], storage)
+        said = expect_refusal(AccessError, "deleting " if call == "delete" else "writing ", CALLS[call], storage)
         assert f"is not allowed: {fault}; check the credentials and permissions of this process" in said
         assert len(proxy.requests) == number + 1
 
@@ -166,7 +168,7 @@ def test_an_impossible_url(url: str) -> None:
 def test_wrong_credentials(variable: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "planted-secret")
     for call in ("put", "put_if_absent", "read", "list", "exists", "delete"):
-        said = expect_refusal(ConfigError, "", CALLS[call], open_storage("s3://tests/out"))
+        said = expect_refusal(AccessError, "", CALLS[call], open_storage("s3://tests/out"))
         assert "is not allowed: " in said
         assert said.endswith("; check the credentials and permissions of this process")
         assert not any(secret in said for secret in ("planted-secret", s3.key, s3.secret))
@@ -176,7 +178,7 @@ def test_wrong_credentials(variable: str, s3: S3Server, monkeypatch: pytest.Monk
 def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    said = expect_refusal(ConfigError, "writing s3://tests/out/a is not possible: ", CALLS["put"], open_storage("s3://tests/out"))
+    said = expect_refusal(AccessError, "writing s3://tests/out/a is not possible: ", CALLS["put"], open_storage("s3://tests/out"))
     assert "Unable to locate credentials; check the URL and the credentials" in said
 
 
@@ -186,7 +188,7 @@ def test_a_folder_that_may_not_be_written(call: str) -> None:
     with TemporaryDirectory() as folder:  # tmp_path is root's own
         Path(folder, "a").write_bytes(b"old")
         Path(folder).chmod(0o555)
-        said = expect_refusal(ConfigError, "", CALLS[call], open_storage(folder, temporary_folder="_control/tmp"))
+        said = expect_refusal(AccessError, "", CALLS[call], open_storage(folder, temporary_folder="_control/tmp"))
         assert "is not allowed: [Errno 13] Permission denied" in said
         Path(folder).chmod(0o755)
         assert [path.name for path in Path(folder).iterdir()] == ["a"]
@@ -197,7 +199,7 @@ def test_a_folder_that_may_not_be_read() -> None:
     with TemporaryDirectory() as folder:
         locked = Path(folder, "data", "locked")
         locked.mkdir(parents=True, mode=0)
-        expect_refusal(ConfigError, f"listing {folder}/data is not allowed: ", CALLS["list"], open_storage(folder))
+        expect_refusal(AccessError, f"listing {folder}/data is not allowed: ", CALLS["list"], open_storage(folder))
 
 
 def test_a_file_where_a_folder_must_be(tmp_path: Path) -> None:
@@ -218,6 +220,13 @@ def test_a_value_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert storage.list("") == {"data/a": 3}
+
+
+def of_s3(code: str) -> OSError:
+    """What s3fs makes of an error answer."""
+    answer = botocore.exceptions.ClientError({"Error": {"Code": code, "Message": code}}, "PutObject")
+    error: OSError = translate_boto_error(answer)
+    return error
 
 
 def told_of(cause: Exception) -> StorageError:
@@ -241,6 +250,11 @@ def told_of(cause: Exception) -> StorageError:
         (OSError(errno.EDQUOT, "Disk quota exceeded"), False),
         (OSError(errno.EROFS, "Read-only file system"), False),
         (OSError(errno.EINVAL, "At least one of the pre-conditions you specified did not hold"), False),
+        (of_s3("IncompleteBody"), True),
+        (of_s3("XAmzContentSHA256Mismatch"), True),
+        (of_s3("TooManyRequests"), True),
+        (of_s3("InvalidArgument"), False),
+        (of_s3("ExpiredToken"), False),
         (PermissionError("Access Denied"), False),
         (FileNotFoundError("The specified bucket does not exist"), False),
         (FileExistsError(), False),
@@ -264,15 +278,16 @@ def test_what_is_worth_another_try(error: BaseException, transient: bool) -> Non
         raise error
 
     with pytest.raises(type(error)):
-        with_retries(attempt, attempts=2)
-    assert len(tries) == (2 if transient else 1)
+        with_retries(attempt)
+    assert len(tries) == (4 if transient else 1)
 
 
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (OSError(errno.EROFS, os.strerror(errno.EROFS)), ConfigError),
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), StorageError),
+        (OSError(errno.EROFS, os.strerror(errno.EROFS)), AccessError),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), StorageFullError),
+        (OSError(errno.EFBIG, os.strerror(errno.EFBIG)), StorageFullError),
         (botocore.exceptions.ProfileNotFound(profile="nobody"), ConfigError),
         (botocore.exceptions.CredentialRetrievalError(provider="sso", error_msg="expired\ntwice"), ConfigError),
         (botocore.exceptions.EndpointConnectionError(endpoint_url="http://s3"), StorageError),

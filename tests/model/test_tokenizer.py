@@ -78,6 +78,15 @@ def test_any_texts(tokenize: Tokenizer, folder: Path, texts: list[str]) -> None:
         " ".join(sorted(vars(sys))) * 20,
         "few" + " " * 50_000 + "tokens",
         "few" + " " * 30_000 + "tokens, then many " * 2000,
+        "no,blank.at;all" * 3000,
+        "漢字かな" * 3000,
+        "漢字" * 6000,
+        "[CLS]" * 4000,
+        "<s>[SEP]" * 3000,
+        "слово " * 4000,
+        "a\tb\nc\r\n" * 4000,
+        "\u0600 \u06dd \u00ad \u200b \u0d4e " * 2000,
+        "=\u0338 ;\u0301.\u0338-\u0301" * 2000,
     ],
 )
 def test_a_long_text_is_cut_as_if_it_had_been_read_whole(tokenize: Tokenizer, folder: Path, text: str) -> None:
@@ -89,6 +98,25 @@ def test_a_huge_text_is_not_read_to_its_end(tokenize: Tokenizer) -> None:
     found = tokenize([text])
     assert found.truncated.tolist() == [True]
     assert rows(found) == rows(tokenize([text[:100_000]]))
+
+
+@pytest.mark.parametrize("unit", ["word ", "漢字", "no,blank.at;all", "[CLS]", "\t", " "])
+def test_no_place_to_cut_is_missed_or_searched_for_in_vain(unit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is handed to BERT's tokenizer of 10 MB is its beginning; of blanks without end it is all, without a step for each."""
+    folder = save_model(tmp_path, "bert")
+    tokenize = Tokenizer(spec_of(folder), folder)
+    tokenize(["a"])
+    handed: list[int] = []
+    encode = nanotoken.Tokenizer.encode_batch
+
+    def counted(self: nanotoken.Tokenizer, texts: list[str]) -> nanotoken.RaggedIds:
+        handed.extend(map(len, texts))
+        return encode(self, texts)
+
+    monkeypatch.setattr(nanotoken.Tokenizer, "encode_batch", counted)
+    found = tokenize([unit * (10_000_000 // len(unit))])
+    assert max(handed) < 100_000 or not unit.strip()
+    assert found.lengths.tolist() == [160 if unit.strip() else 2]
 
 
 def test_nanotoken_reads_wordpiece_and_nothing_else(tokenize: Tokenizer, folder: Path) -> None:

@@ -29,7 +29,7 @@ def embed(ray_cluster: RayCluster, tiny_model: Path, monkeypatch: pytest.MonkeyP
 
     def run(**options: Any) -> Summary:
         inputs = options.pop("input")
-        defaults = {"model": str(tiny_model), "id_column": "id", "unit_rows": 10, "progress": "none"}
+        defaults = {"model": str(tiny_model), "id_column": "id", "unit_rows": 10, "progress": "none", "report": "no"}
         return embed_corpus(JobConfig.build(input=(inputs,) if isinstance(inputs, str) else inputs, **(defaults | options)))
 
     return run

@@ -169,8 +169,10 @@ def test_what_can_be_known_is_refused_before_anything_is_written(embed: Embed, t
     with pytest.raises(ConfigError, match="lies inside --input"):
         embed(input=source, output=f"{source}/vectors")
     (tmp_path / "in" / "part-1.parquet").write_bytes(b"PAR1 this is no Parquet file PAR1")
-    with pytest.raises(CorpusError, match=r"part-1\.parquet is no readable Parquet file"):
-        embed(input=source, output=output)
+    with pytest.raises(CorpusError, match=r"^file:.*part-1\.parquet is no readable Parquet file"):
+        embed(input=source, output=output, bad_rows="fail")
+    with pytest.raises(CorpusError, match=r"^none of 1 source files can be read; the first: .*part-1\.parquet is no readable Parquet file"):
+        embed(input=f"{source}/part-1.parquet", output=output)
     assert not Path(output).exists()
 
 

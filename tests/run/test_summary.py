@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from embedding.corpus.ledger import CommitRecord
-from embedding.corpus.plan import Unit, make_unit
+from embedding.corpus.plan import Unit, UnreadableSource, make_unit
 from embedding.corpus.sources import Source
 from embedding.run.summary import Summary
 
@@ -27,7 +27,14 @@ def test_units_move_from_pending_to_done_or_failed() -> None:
     summary.add(CommitRecord.of(UNITS[3], error="damaged"))
     assert (summary.rows_pending, summary.units_pending, summary.rows_failed, summary.units_failed) == (0, 0, 10, 1)
     assert summary.tokens_per_second == 20.0
-    assert summary.failures == [{"source": "file:///a.parquet", "first_row": 30, "rows": 10, "reason": "damaged"}]
+    failure = {"unit": UNITS[3].id, "source": "file:///a.parquet", "first_row": 30, "rows": 10, "reason": "damaged"}
+    assert summary.failures == [failure]
+
+
+def test_a_file_that_cannot_be_read_is_a_failure_without_rows() -> None:
+    summary = Summary.planned(output="out", run="r", done=[], pending=UNITS[:1], unreadable=[UnreadableSource(SOURCE, "damaged")])
+    assert (summary.files_failed, summary.units_failed, summary.rows_failed) == (1, 0, 0)
+    assert summary.failures == [{"unit": None, "source": "file:///a.parquet", "first_row": None, "rows": None, "reason": "damaged"}]
 
 
 def test_a_record_without_times_has_no_pace() -> None:

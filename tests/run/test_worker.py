@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections import Counter
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,30 +15,19 @@ from safetensors.torch import load_file, save_file
 
 from embedding import JobConfig
 from embedding.corpus.ledger import CommitRecord, records_from_table
+from embedding.corpus.lengths import length_counts
 from embedding.corpus.plan import Unit, plan_units
 from embedding.corpus.reader import Columns, read_layouts
+from embedding.corpus.shard import shard_footer
 from embedding.corpus.sources import list_sources
 from embedding.model.spec import resolve_model
 from embedding.run.exchange import encode_unit
-from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
+from embedding.run.worker import EmbeddingWorker, WorkerJob, _Turns, read_stage
 from tests.model.tiny import save_model
+from tests.run.here import Counts
 from tests.support import corpora, outputs
 
 COLUMNS = Columns("text", ("id",))
-
-
-class Counts:
-    """Attempts of one process."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-
-    def begin(self, key: str) -> int:
-        self.counts[key] += 1
-        return self.counts[key]
-
-    def settle(self, key: str) -> None:
-        self.counts.pop(key, None)
 
 
 def worker_on(model: Path, output: str, attempts: Counts, **options: bool) -> EmbeddingWorker:
@@ -69,6 +60,8 @@ def test_a_unit_becomes_a_shard_and_a_record(tiny_model: Path, tmp_path: Path) -
     assert rows["id"].to_pylist() == [0, 2]
     assert rows["truncated"].to_pylist() == [False, False]
     assert sum(rows["num_tokens"].to_pylist()) == record.tokens
+    assert record.lengths == length_counts(rows["num_tokens"].to_numpy())
+    assert shard_footer(io.BytesIO(outputs.shards(output)[unit.shard]))["record"]["lengths"] == record.lengths
     assert record.bytes == len(outputs.shards(output)[unit.shard])
     assert attempts.counts == {unit.id: 1}  # until the driver has the record
 
@@ -130,6 +123,43 @@ def test_a_unit_whose_process_died_is_tried_again_but_not_for_ever(tiny_model: P
     assert outputs.shards(output) == {}
     attempts.counts[f"read {unit.id}"] = 3
     assert "its reader died 3 times" in process(worker, unit, attempts).error
+
+
+def test_a_unit_that_was_tried_before_is_tried_alone() -> None:
+    turns, order = _Turns(), list[str]()
+    inside, leave = threading.Barrier(3), threading.Event()
+
+    def work(name: str, *, alone: bool) -> None:
+        with turns.take(alone=alone):
+            order.append(name)
+            if not alone:
+                inside.wait(30)
+                leave.wait(30)
+                order.append(f"{name} ends")
+
+    together = [threading.Thread(target=work, args=(name,), kwargs={"alone": False}) for name in ("one", "two")]
+    for thread in together:
+        thread.start()
+    inside.wait(30)  # both are at work at once
+    suspect = threading.Thread(target=work, args=("suspect",), kwargs={"alone": True})
+    suspect.start()
+    leave.set()
+    for thread in (*together, suspect):
+        thread.join(30)
+    assert sorted(order[:2]) == ["one", "two"]
+    assert sorted(order[2:4]) == ["one ends", "two ends"]
+    assert order[4:] == ["suspect"]
+
+
+def test_bad_rows_fail_their_unit_at_once_if_asked(tiny_model: Path, tmp_path: Path) -> None:
+    attempts, output = Counts(), str(tmp_path / "out")
+    worker = worker_on(tiny_model, output, attempts)
+    worker._job = replace(worker._job, fails_on_bad_rows=True)
+    assert process(worker, unit_of(tmp_path / "good", ["one", ""]), attempts).error == ""
+    record = process(worker, unit_of(tmp_path / "bad", ["one", None]), attempts)
+    assert record.error.startswith("1 rows cannot be embedded, the first is row 1: text is null; mend them")
+    assert sum(attempts.counts.values()) == 2
+    assert len(outputs.shards(output)) == 1
 
 
 def test_a_unit_that_was_put_before_its_process_died_is_not_put_again(tiny_model: Path, tmp_path: Path) -> None:

@@ -14,15 +14,19 @@ STOP_SECONDS = 15
 
 
 @contextmanager
-def running(command: Sequence[str | Path], folder: Path, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    command: Sequence[str | Path], folder: Path, env: Mapping[str, str] | None = None, user: int | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """Start `command` with `env` added to this process's variables; on the way out nothing of what it started is left.
 
     Its input is a pipe that stays open, so that a program can notice the end of the tests by the end of the pipe. Its output goes
-    to the files `stdout` and `stderr` of `folder`: a pipe would stay open for as long as any child of it lives.
+    to the files `stdout` and `stderr` of `folder`: a pipe would stay open for as long as any child of it lives. Root can run it as the
+    `user` of that number.
     """
     with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
+        variables = {**os.environ, **(env or {})}
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, env={**os.environ, **(env or {})}, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, env=variables, user=user, group=user, start_new_session=True
         )
     try:
         yield process

@@ -1,7 +1,8 @@
-"""A real Ray cluster on this machine that many test runs share, so that each does not start its own."""
+"""Real Ray clusters on this machine: one of one node that many test runs share, and one of several nodes to lose some of."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,31 @@ sys.stdin.read()
 """
 """Its cluster goes when its input ends, and so with the tests, even when they are killed."""
 
+_HOLD_NODES = """
+import sys
+from ray.cluster_utils import Cluster
+node_cpus = int(sys.argv[1])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}, shutdown_at_exit=False)
+print(cluster.address, flush=True)
+for line in sys.stdin:
+    print(cluster.add_node(num_cpus=node_cpus).all_processes["raylet"][0].process.pid, flush=True)
+for node in cluster.list_all_nodes():
+    node.kill_all_processes(check_alive=False, allow_graceful=False)
+"""
+"""Answers each line of its input with the process id of one more node's raylet. Nodes have no way out but being killed."""
+
+NODE_SECONDS = 180
+"""A node starts in two seconds, on a machine that is not too busy."""
+
+_NODES_ENVIRONMENT = {
+    "RAY_health_check_period_ms": "500",  # a dead node is noticed after seconds, not after a minute
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_prestart_worker_first_driver": "0",  # idle workers on every node would take the tests' CPUs
+    "RAY_raylet_start_wait_time_s": str(NODE_SECONDS),
+    "RAY_worker_register_timeout_seconds": str(NODE_SECONDS),
+    "RAY_worker_niceness": "0",  # by default workers wait for everything else that the machine does
+}
+
 NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}
 """By default a cluster that ray.init() starts asks for a token, which a driver that joins it by address does not send."""
 
@@ -40,6 +66,54 @@ class RayCluster:
     def processes(self, title: str = "ray::") -> list[psutil.Process]:
         """The cluster's own processes by title; the worker processes of the class or function X are titled `ray::X`."""
         return session_members(self.pid, title)
+
+
+@dataclass(frozen=True)
+class RayNodes(RayCluster):
+    """A cluster of a head without CPUs, which drivers join, and of nodes that can die and be replaced."""
+
+    raylets: list[int]
+    """Process ids of the living nodes' raylets, in the order in which they joined."""
+    _holder: subprocess.Popen[bytes]
+    _answers: Path
+
+    def add_node(self) -> int:
+        """Let a node join; the process id of its raylet."""
+        known = len(self._lines())
+        assert self._holder.stdin is not None
+        self._holder.stdin.write(b"\n")
+        self._holder.stdin.flush()
+        wait_until(lambda: self._holder.poll() is not None or len(self._lines()) > known, seconds=NODE_SECONDS, what="a node to join")
+        assert self._holder.poll() is None, self._answers.with_name("stderr").read_text()
+        self.raylets.append(int(self._lines()[known]))
+        return self.raylets[-1]
+
+    def kill_node(self, raylet: int) -> None:
+        """SIGKILL to the node's raylet: the node is lost to the cluster at once, and its worker processes end themselves."""
+        self.raylets.remove(raylet)
+        psutil.Process(raylet).kill()
+
+    def _lines(self) -> list[str]:
+        return self._answers.read_text().rpartition("\n")[0].splitlines()
+
+
+@contextmanager
+def ray_nodes(nodes: int, node_cpus: int, env: Mapping[str, str] | None = None) -> Iterator[RayNodes]:
+    """Start a cluster of a head and `nodes` nodes; its workers see the environment of now, plus `env`."""
+    with tempfile.TemporaryDirectory(prefix="ray-nodes-") as name:
+        folder = Path(name)
+        variables = {**NO_TOKEN, **_NODES_ENVIRONMENT, "RAY_TMPDIR": name, **(env or {})}
+        with running([sys.executable, "-c", _HOLD_NODES, str(node_cpus)], folder, variables) as process:
+            answers = folder / "stdout"
+
+            def address() -> str:
+                assert process.poll() is None, (folder / "stderr").read_text()
+                return answers.read_text().partition("\n")[0]
+
+            cluster = RayNodes(process.pid, wait_until(address, seconds=NODE_SECONDS, what="the Ray head's address"), [], process, answers)
+            for _ in range(nodes):
+                cluster.add_node()
+            yield cluster
 
 
 @contextmanager

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,40 @@ def s3_server() -> Iterator[S3Server]:
     Raises:
         RuntimeError: it did not come up in five tries; the end of its log says why.
     """
+    with mortal_s3_server() as mortal:
+        yield mortal.server
+
+
+@dataclass
+class MortalS3:
+    """A server that can be killed or suspended, and lives again with the same address, credentials and data."""
+
+    server: S3Server
+    _command: list[str]
+    _folder: Path
+    _stack: ExitStack
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        os.kill(self.server.pid, signal.SIGKILL)
+
+    def start_again(self) -> None:
+        """Start the killed server; it answers some seconds later (`server.is_ready()`)."""
+        process = self._stack.enter_context(running(self._command, self._folder))
+        self.server = replace(self.server, pid=process.pid)
+
+    def suspend(self) -> None:
+        """SIGSTOP: connections open, and nothing comes back."""
+        os.kill(self.server.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        os.kill(self.server.pid, signal.SIGCONT)
+
+
+@contextmanager
+def mortal_s3_server() -> Iterator[MortalS3]:
+    """As `s3_server`, for who wants to kill it."""
     with tempfile.TemporaryDirectory(prefix="weed-") as folder:
         for _ in range(START_TRIES):  # a port found free can be taken before the server binds it
             with ExitStack() as stack:
@@ -104,7 +139,7 @@ def s3_server() -> Iterator[S3Server]:
         raise RuntimeError(f"the S3 server did not start in {START_TRIES} tries: {log[-2000:]}")
 
 
-def _start(folder: Path, stack: ExitStack) -> S3Server | None:
+def _start(folder: Path, stack: ExitStack) -> MortalS3 | None:
     """One try; None where the server ended or never answered to its own credentials."""
     key, secret = secrets.token_hex(8), secrets.token_hex(16)
     identity = {"name": "tests", "credentials": [{"accessKey": key, "secretKey": secret}], "actions": ACTIONS}
@@ -112,13 +147,14 @@ def _start(folder: Path, stack: ExitStack) -> S3Server | None:
     data = Path(tempfile.mkdtemp(prefix="data-", dir=folder))
     ports = _free_ports()
     stack.callback(_remove_sockets, ports)
-    process = stack.enter_context(running(_command(data, folder / "ids.json", ports), folder))
+    command = _command(data, folder / "ids.json", ports)
+    process = stack.enter_context(running(command, folder))
     server = S3Server(process.pid, f"http://{HOST}:{ports['s3.port']}", key, secret)
     try:
         wait_until(lambda: process.poll() is not None or server.is_ready(), seconds=START_SECONDS, what="the S3 server")
     except TimeoutError:
         return None
-    return server if process.poll() is None else None
+    return MortalS3(server, command, folder, stack) if process.poll() is None else None
 
 
 def _command(data: Path, identities: Path, ports: dict[str, int]) -> list[str]:

@@ -1,0 +1,341 @@
+"""One unit's shard against its source: bytes, footer, columns, rows and numbers, read again and trusted in nothing.
+
+Nothing here asks the ledger or the manifest, and of the code that makes shards only what reads sources and builds the bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from embedding.corpus.output import rejected_name
+from embedding.corpus.plan import Unit
+from embedding.corpus.reader import Columns, UnitRows, read_unit, text_faults
+from embedding.corpus.shard import EMBEDDING, NOT_FINITE, shard_bytes, shard_footer, shard_table, source_columns, take_rows
+from embedding.corpus.storage import Storage
+from embedding.errors import SourceChangedError, SourceError
+
+_NORM_TOLERANCE = 1e-4
+"""Vectors are normalized and stored in float32, whatever the encoder's precision: a unit length is off by a few 1e-7."""
+_COMPARE_ROWS = 1024
+_NOT_PARQUET = (pa.ArrowException, OSError, ValueError, TypeError, KeyError)
+"""What pyarrow and JSON raise about bytes that are not what they should be."""
+
+
+class Kind(StrEnum):
+    """What can be wrong with an output."""
+
+    MISSING_SHARD = "missing shard"
+    UNREADABLE_SHARD = "unreadable shard"
+    WRONG_UNIT = "wrong unit"
+    WRONG_PROVENANCE = "wrong provenance"
+    WRONG_COLUMNS = "wrong columns"
+    WRONG_ROW_COUNT = "wrong row count"
+    WRONG_IDS = "wrong ids"
+    WRONG_KEPT_COLUMN = "wrong kept column"
+    NOT_FINITE = "not finite"
+    WRONG_NORM = "wrong norm"
+    WRONG_RECORD = "wrong record"
+    WRONG_REJECTED_ROWS = "wrong rejected rows"
+    WRONG_BYTES = "wrong bytes"
+    WRONG_VECTOR = "wrong vector"
+    UNCLAIMED_SHARD = "unclaimed shard"
+    UNCLAIMED_REJECTED_ROWS = "unclaimed rejected rows"
+    FOREIGN_FILE = "foreign file"
+    WRONG_MANIFEST = "wrong manifest"
+    WRONG_LEDGER = "wrong ledger"
+    SOURCE_CHANGED = "source changed"
+    UNREADABLE_SOURCE = "unreadable source"
+    NOT_COMPLETE = "not complete"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong."""
+
+    kind: Kind
+    name: str
+    """The object that it is wrong with: relative to the output's folder, or a source's URI."""
+    what: str
+    """How that shows, in one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What every shard of an output must be, from the settings that the output was begun with."""
+
+    columns: Columns
+    has_id: bool
+    token_columns: bool
+    dimensions: int
+    normalized: bool
+    fingerprint: str
+    settings: Mapping[str, Any]
+    """The hashed settings, which every footer repeats."""
+    package_version: str
+    """Bytes are built again and compared where the same version of this package, and of pyarrow, wrote them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A row to be embedded again."""
+
+    source_row: int
+    text: str
+    vector: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedUnit:
+    """What a unit's shard really holds; only `finding` counts where there is one."""
+
+    unit: str
+    finding: Finding | None = None
+    bytes: int = 0
+    rows: int = 0
+    """Rows in the shard."""
+    rejected: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    versions: str = ""
+    """Versions of the libraries that made it, as its footer says them."""
+    samples: tuple[Sample, ...] = ()
+
+
+class _WrongError(Exception):
+    """The first proof that the unit's shard is bad: one is enough."""
+
+    def __init__(self, kind: Kind, what: str) -> None:
+        super().__init__(what)
+        self.kind = kind
+
+
+def check_unit(unit: Unit, rules: Rules, storage: Storage, wanted: Sequence[int] = ()) -> CheckedUnit:
+    """Read the unit's shard and source, and say the first thing that is wrong, or what is there.
+
+    `wanted`: rows of the unit, counted from its first, whose text and vector are handed back unless they were rejected.
+
+    Raises:
+        StorageError, ConfigError: a store does not answer; nothing is proved either way.
+    """
+    try:
+        rows = read_unit(unit, rules.columns)
+    except SourceChangedError as error:
+        return CheckedUnit(unit.id, Finding(Kind.SOURCE_CHANGED, unit.source.uri, str(error)))
+    except SourceError as error:
+        return CheckedUnit(unit.id, Finding(Kind.UNREADABLE_SOURCE, unit.source.uri, str(error)))
+    try:
+        return _check(unit, rules, rows, storage, wanted)
+    except _WrongError as wrong:
+        return CheckedUnit(unit.id, Finding(wrong.kind, unit.shard, str(wrong)))
+
+
+def _check(unit: Unit, rules: Rules, rows: UnitRows, storage: Storage, wanted: Sequence[int]) -> CheckedUnit:
+    data = storage.read(unit.shard)
+    if data is None:
+        raise _WrongError(Kind.MISSING_SHARD, "it was listed, but is gone")
+    shard, footer, writer = _read_shard(data)
+    _check_footer(unit, rules, footer)
+    record = footer["record"]
+    rejected = _rejected_rows(unit, rules, rows, storage, listed=bool(record["rejected"]))
+    good = np.delete(np.arange(unit.num_rows), rejected)
+    if (shard.num_rows, record["rejected"]) != (len(good), len(rejected)):
+        said = f"the footer says {record['rejected']} rejected, the list {len(rejected)}"
+        raise _WrongError(Kind.WRONG_ROW_COUNT, f"{shard.num_rows} rows for {unit.num_rows} rows of the source; {said}")
+    expected = take_rows(rows.copied if rules.has_id else _beside(source_columns(unit), rows.copied), good)
+    vectors_RD = _check_columns(shard, expected, rules)
+    tokens = {name: shard.column(name) for name in _token_columns(rules)}
+    _check_rows(shard, expected, 1 if rules.has_id else 2)
+    _check_numbers(vectors_RD, rows, good, rules)
+    _check_counts(record, tokens)
+    if _same_versions(footer, writer, rules) and _rebuilt(expected, vectors_RD, tokens, footer) != data:
+        raise _WrongError(Kind.WRONG_BYTES, "rows and footer are right, but the file is not what they make: its statistics or layout")
+    return CheckedUnit(
+        unit.id,
+        bytes=len(data),
+        rows=len(good),
+        rejected=len(rejected),
+        tokens=record["tokens"],
+        truncated=record["truncated"],
+        versions=str(footer["provenance"]["versions"]),
+        samples=tuple(_samples(rows, good, vectors_RD, wanted)),
+    )
+
+
+def _read_shard(data: bytes) -> tuple[pa.Table, dict[str, Any], str]:
+    """The rows, each page's checksum compared; the footer's facts; and the library that wrote the file, as it says."""
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        table = file.read(use_threads=False)
+        table.validate(full=True)
+        return table, shard_footer(io.BytesIO(data)), file.metadata.created_by
+    except _NOT_PARQUET as error:
+        raise _WrongError(Kind.UNREADABLE_SHARD, f"it is damaged: {_first_line(error)}") from error
+
+
+def _check_footer(unit: Unit, rules: Rules, footer: Mapping[str, Any]) -> None:
+    try:
+        if (found := footer["unit"]) != asdict(unit):
+            name = found["shard"] if isinstance(found, dict) else found
+            raise _WrongError(Kind.WRONG_UNIT, f"its footer says that it is the shard {name}, or of another source or range")
+        provenance = footer["provenance"]
+        differing = {key for key, value in rules.settings.items() if provenance["settings"].get(key) != value}
+        differing |= provenance["settings"].keys() - rules.settings.keys()
+        if differing or provenance["fingerprint"] != rules.fingerprint:
+            said = ", ".join(sorted(differing)) or "the fingerprint"
+            raise _WrongError(Kind.WRONG_PROVENANCE, f"its footer and the output's settings differ in {said}")
+        if not all(isinstance(footer["record"][key], int) for key in ("rejected", "tokens", "truncated", "duplicates")):
+            raise _WrongError(Kind.WRONG_RECORD, "its footer counts no whole numbers")
+        _ = provenance["versions"]["pyarrow"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _WrongError(Kind.WRONG_PROVENANCE, f"its footer does not say where it comes from ({error!r})") from error
+
+
+def _rejected_rows(unit: Unit, rules: Rules, rows: UnitRows, storage: Storage, *, listed: bool) -> list[int]:
+    """The rows of the unit without a vector, counted from its first: those whose text is none, and those the model failed on."""
+    faults = text_faults(rows.text)
+    found = _read_rejected(unit, storage) if listed else []
+    numbers = [row["row_index"] - unit.first_row for row in found]
+    ids = rows.copied.column(0) if rules.has_id else None
+    for number, row in zip(numbers, found, strict=True):
+        where = 0 <= number < unit.num_rows and row["source"] == unit.source.uri
+        if not where or row["id"] != (None if ids is None else str(ids[number].as_py())):
+            raise _WrongError(Kind.WRONG_REJECTED_ROWS, f"{rejected_name(unit.id)} lists row {row['row_index']}, which is not the unit's")
+        if row["reason"] != faults.get(number, NOT_FINITE):
+            raise _WrongError(Kind.WRONG_REJECTED_ROWS, f"{rejected_name(unit.id)} gives row {row['row_index']} a wrong reason")
+    if numbers != sorted(set(numbers)) or not faults.keys() <= set(numbers):
+        raise _WrongError(Kind.WRONG_REJECTED_ROWS, f"{rejected_name(unit.id)} does not list each of {len(faults)} rows without text once")
+    return numbers
+
+
+def _read_rejected(unit: Unit, storage: Storage) -> list[dict[str, Any]]:
+    data = storage.read(rejected_name(unit.id))
+    if data is None:
+        raise _WrongError(Kind.WRONG_REJECTED_ROWS, f"rows were rejected, but there is no {rejected_name(unit.id)}")
+    try:
+        table = pq.read_table(pa.BufferReader(data), use_threads=False)
+        return list(table.select(["source", "row_index", "id", "reason"]).to_pylist())
+    except _NOT_PARQUET as error:
+        raise _WrongError(Kind.WRONG_REJECTED_ROWS, f"{rejected_name(unit.id)} is damaged: {_first_line(error)}") from error
+
+
+def _token_columns(rules: Rules) -> dict[str, str]:
+    """Names and types."""
+    return {"num_tokens": "int32", "truncated": "bool"} if rules.token_columns else {}
+
+
+def _check_columns(shard: pa.Table, expected: pa.Table, rules: Rules) -> NDArray[np.float32]:
+    """The vectors as (rows, dimensions), after the columns' names and types are found right."""
+    tokens = _token_columns(rules)
+    names = [*expected.column_names, EMBEDDING, *tokens]
+    if shard.column_names != names:
+        raise _WrongError(Kind.WRONG_COLUMNS, f"its columns are {', '.join(shard.column_names)}, not {', '.join(names)}")
+    vectors = shard.column(EMBEDDING)
+    kind = vectors.type
+    if not (pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float32() and kind.list_size == rules.dimensions):
+        raise _WrongError(Kind.WRONG_COLUMNS, f"its embedding is {kind}, not {rules.dimensions} times float32")
+    chunks = [chunk.flatten() for chunk in vectors.chunks]
+    if vectors.null_count or any(chunk.null_count for chunk in chunks):
+        raise _WrongError(Kind.WRONG_COLUMNS, "its embedding has nulls")
+    for name, type_name in tokens.items():
+        if str(shard.column(name).type) != type_name or shard.column(name).null_count:
+            raise _WrongError(Kind.WRONG_COLUMNS, f"its {name} is not {type_name} without nulls")
+    arrays = [chunk.to_numpy(zero_copy_only=True) for chunk in chunks] or [np.empty(0, np.float32)]
+    return (np.concatenate(arrays) if len(arrays) > 1 else arrays[0]).reshape(-1, rules.dimensions)
+
+
+def _check_rows(shard: pa.Table, expected: pa.Table, identity_columns: int) -> None:
+    for number, name in enumerate(expected.column_names):
+        is_identity = number < identity_columns
+        found, source = shard.column(name), expected.column(name)
+        if found.type != source.type:
+            source = _through_parquet(source)  # a few types change their names on the way through any Parquet file
+        if found.type != source.type:
+            raise _WrongError(Kind.WRONG_COLUMNS, f"its column {name!r} is {found.type}, the source's {source.type}")
+        row = _first_difference(found, source)
+        if row is not None:
+            kind = Kind.WRONG_IDS if is_identity else Kind.WRONG_KEPT_COLUMN
+            raise _WrongError(kind, f"column {name!r} differs from the source's from row {row} of the shard on")
+
+
+def _check_numbers(vectors_RD: NDArray[np.float32], rows: UnitRows, good: NDArray[np.int64], rules: Rules) -> None:
+    finite_R = np.isfinite(vectors_RD).all(axis=1)
+    if not finite_R.all():
+        raise _WrongError(Kind.NOT_FINITE, f"the vector of row {np.argmin(finite_R)} of the shard holds NaN or infinity")
+    if not rules.normalized:
+        return
+    norms_R = np.sqrt(np.einsum("rd,rd->r", vectors_RD, vectors_RD, dtype=np.float64))
+    for row in np.flatnonzero(np.abs(norms_R - 1) > _NORM_TOLERANCE).tolist():
+        if norms_R[row] or _has_something_visible(rows.text[int(good[row])].as_py()):
+            raise _WrongError(Kind.WRONG_NORM, f"the vector of row {row} of the shard has the length {norms_R[row]:.6g}, not 1")
+
+
+def _has_something_visible(text: str) -> bool:
+    """A text without it can give no token to a tokenizer that adds none of its own, and then its vector is all zeros."""
+    return any(char.isprintable() and not char.isspace() for char in text)
+
+
+def _check_counts(record: Mapping[str, int], tokens: Mapping[str, pa.ChunkedArray]) -> None:
+    for name, key in (("num_tokens", "tokens"), ("truncated", "truncated")):
+        if tokens and (total := int(tokens[name].to_numpy().sum())) != record[key]:
+            raise _WrongError(Kind.WRONG_RECORD, f"its footer says {record[key]} {key}, its column {name} {total}")
+
+
+def _same_versions(footer: Mapping[str, Any], writer: str, rules: Rules) -> bool:
+    """Whether the same libraries wrote the shard; the file says it twice, so that damage to one of them is noticed as damage."""
+    said = footer["provenance"]["versions"]
+    by_this_pyarrow = pa.__version__ == said["pyarrow"] or writer == f"parquet-cpp-arrow version {pa.cpp_version}"
+    return bool(by_this_pyarrow and said.get("embed-corpus") == rules.package_version)
+
+
+def _rebuilt(
+    expected: pa.Table, vectors_RD: NDArray[np.float32], tokens: Mapping[str, pa.ChunkedArray], footer: Mapping[str, Any]
+) -> bytes:
+    """The shard as the worker made it, but with the vectors and token counts that the shard says."""
+    return shard_bytes(shard_table(expected, vectors_RD, {name: _one(column) for name, column in tokens.items()}), footer)
+
+
+def _samples(rows: UnitRows, good: NDArray[np.int64], vectors_RD: NDArray[np.float32], wanted: Sequence[int]) -> list[Sample]:
+    places = {int(row): place for place, row in enumerate(good)} if wanted else {}
+    found = [(row, places[row]) for row in wanted if row in places]
+    return [Sample(row, rows.text[row].as_py(), tuple(vectors_RD[place].tolist())) for row, place in found]
+
+
+def _first_difference(found: pa.ChunkedArray, expected: pa.ChunkedArray) -> int | None:
+    """The first row in which two columns of one type and length differ; NaN equals NaN."""
+    for start in range(0, len(expected), _COMPARE_ROWS):
+        one, other = found.slice(start, _COMPARE_ROWS), expected.slice(start, _COMPARE_ROWS)
+        if one.equals(other):
+            continue
+        for row, (value, right) in enumerate(zip(one.to_pylist(), other.to_pylist(), strict=True)):
+            if repr(value) != repr(right):
+                return start + row
+    return None
+
+
+def _through_parquet(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"column": column}), sink)
+    return pq.read_table(pa.BufferReader(sink.getvalue()), use_threads=False).column("column")
+
+
+def _beside(left: pa.Table, right: pa.Table) -> pa.Table:
+    for field in right.schema:
+        left = left.append_column(field, right.column(field.name))
+    return left
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,216 @@
+"""What a report reads of an output: its ledger as one table, why rows were rejected, its runs, a sample of its vectors.
+
+Every part is bounded, however large the output is: by a number of objects or rows, and by a moment on the monotonic clock after which
+no further object is opened.
+"""
+
+# Shape suffixes: R rows, D dimensions.
+# ruff: noqa: N815
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from embedding.corpus.ledger import RECORD_SCHEMA, RECORDS, segment_name
+from embedding.corpus.output import rejected_name
+from embedding.corpus.shard import EMBEDDING, FOOTER_KEY
+from embedding.corpus.storage import Storage
+from embedding.errors import EmbeddingJobError
+
+log = logging.getLogger(__name__)
+
+REJECTED_FILES = 100
+RUNS = 20
+SAMPLE_SHARDS = 16
+_SCANNED_BYTES = 8 * 2**20
+"""Raw vector bytes that are read of a shard, of which the sampled rows are taken."""
+_SCANNED_ROWS = 2048
+_COLUMNS = RECORD_SCHEMA.set(RECORD_SCHEMA.get_field_index("lengths"), pa.field("lengths", pa.list_(pa.int32()), nullable=False))
+_BUFFER_BYTES = 2**20
+"""A ranged read's size: pages are decoded as they come, so that a shard is not fetched whole."""
+_SHOWN_CHARS = 300
+_PLAIN_TYPES = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_temporal, pa.types.is_decimal)
+_TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+
+
+@dataclass(frozen=True)
+class Records:
+    """The last record of each unit, as columns: a million of them are no burden."""
+
+    table: pa.Table
+    """RECORD_SCHEMA without shard and error, and `run`; committed units only."""
+    unread: int
+    """Ledger segments that there was no time for, or that are damaged or of another version."""
+
+    def of_run(self, run: str) -> pa.Table:
+        """What that run committed."""
+        return self.table.filter(pc.equal(self.table["run"], run))
+
+
+@dataclass(frozen=True)
+class Rejections:
+    """Rejected rows by reason, in as many of their lists as were read."""
+
+    reasons: dict[str, int]
+    examples: dict[str, dict[str, Any]]
+    """The first row of each reason: source, row_index, id."""
+    rows: int
+    """Rows in the lists that were read."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """R rows of a few shards."""
+
+    vectors_RD: NDArray[np.float32]
+    columns: dict[str, list[str | None]]
+    """Copied columns that can be shown, as short texts, and `source`."""
+    shards: int
+    scanned: int
+    """Rows that were read, of which these were taken."""
+    repeats: int
+    """Scanned rows with the very vector of another row of their shard, beyond those that have another row's tokens."""
+    unread: list[str] = field(default_factory=list)
+    """Shards that could not be read, each with the reason."""
+
+
+def read_records(storage: Storage, shards: Iterable[str], run: str, until: float) -> Records:
+    """The records of committed shards, those of the segments of `run` first, then of ever older ones while there is time."""
+    names = sorted(storage.list(RECORDS), key=lambda name: (segment_name(name).startswith(run), name), reverse=True)
+    tables: dict[str, pa.Table] = {}
+    for name in names:
+        if tables and time.monotonic() > until:
+            break
+        if (data := storage.read(name)) is None:
+            continue
+        try:
+            tables[name] = pq.read_table(pa.BufferReader(data)).select(_COLUMNS.names).cast(_COLUMNS)
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            log.debug("%s/%s is left out of the report: %s", storage.url, name, error)
+    in_order = [tables[name].append_column("run", _run_of(name, tables[name])) for name in sorted(tables)]
+    table = pa.concat_tables(in_order) if in_order else _COLUMNS.append(pa.field("run", pa.string())).empty_table()
+    wanted = pc.and_(pc.equal(table["error"], ""), pc.is_in(table["shard"], pa.array(shards, pa.string())))
+    kept = table.filter(pc.and_(wanted, _is_last(table["unit"]))).drop_columns(["shard", "error"])
+    return Records(kept, len(names) - len(tables))
+
+
+def read_rejections(storage: Storage, records: Records, until: float) -> Rejections:
+    """Why rows were rejected, from the lists of at most REJECTED_FILES units."""
+    units = records.table.filter(pc.greater(records.table["rejected"], 0))["unit"].slice(0, REJECTED_FILES).to_pylist()
+    reasons: Counter[str] = Counter()
+    examples: dict[str, dict[str, Any]] = {}
+    for unit in units:
+        if time.monotonic() > until:
+            break
+        data = storage.read(rejected_name(unit))
+        for row in pq.read_table(pa.BufferReader(data)).to_pylist() if data else []:
+            reason = str(row["reason"])[:_SHOWN_CHARS]
+            reasons[reason] += 1
+            examples.setdefault(reason, row)
+    return Rejections(dict(reasons.most_common()), examples, reasons.total())
+
+
+def read_runs(storage: Storage, until: float) -> list[dict[str, Any]]:
+    """The summaries of the last RUNS runs, the newest first."""
+    names = [name for name in storage.list("_control/runs") if name.endswith("/summary.json")]
+    found = []
+    for name in sorted(names, reverse=True)[:RUNS]:
+        if (data := storage.read(name)) and time.monotonic() <= until:
+            found.append(json.loads(data))
+    return found
+
+
+def sample_shards(storage: Storage, shards: Sequence[str], *, rows: int, seed: str, until: float) -> Sample:
+    """At most `rows` rows out of SAMPLE_SHARDS shards, the same for the same seed as long as there is time.
+
+    Of each shard the beginning of one row group is read, and rows are taken at random there.
+    """
+    rng = random.Random(seed)
+    chosen = sorted(rng.sample(shards, min(SAMPLE_SHARDS, len(shards))))
+    parts: list[pa.Table] = []
+    scanned, repeats, unread = 0, 0, []
+    for shard in chosen:
+        if parts and time.monotonic() > until:
+            unread.append(f"{shard}: no time was left for it")
+            continue
+        try:
+            part, read, again = _sample_shard(storage, shard, -(-rows // len(chosen)), rng)
+        except (EmbeddingJobError, pa.ArrowException, OSError, ValueError) as error:
+            unread.append(f"{shard}: {error}")
+            continue
+        parts.append(part)
+        scanned += read
+        repeats += again
+    parts = [part for part in parts if part.num_rows]
+    if not parts:
+        return Sample(np.empty((0, 0), np.float32), {}, 0, 0, 0, unread)
+    table = pa.concat_tables(parts, promote_options="default").combine_chunks().slice(0, rows)
+    columns = {name: table[name].to_pylist() for name in table.column_names if name != EMBEDDING}
+    return Sample(_matrix(table), columns, len(parts), scanned, repeats, unread)
+
+
+def _sample_shard(storage: Storage, shard: str, rows: int, rng: random.Random) -> tuple[pa.Table, int, int]:
+    """Rows of one shard as texts and vectors, how many were read for them, and how many of those repeat a vector but no tokens."""
+    with storage.open(shard) as stream:
+        file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+        footer = {key.decode(): json.loads(value) for key, value in file.metadata.metadata.items() if key.decode().startswith(FOOTER_KEY)}
+        schema = file.schema_arrow
+        scanned = max(rows, min(_SCANNED_ROWS, _SCANNED_BYTES // (4 * schema.field(EMBEDDING).type.list_size)))
+        groups = [group for group in range(file.num_row_groups) if file.metadata.row_group(group).num_rows]
+        if not groups:
+            return pa.table({}), 0, 0
+        columns = [item.name for item in schema if item.name == EMBEDDING or _is_shown(item.type)]
+        batches = file.iter_batches(scanned, row_groups=[rng.choice(groups)], columns=columns, use_threads=False)
+        table = pa.Table.from_batches([next(batches)])
+    repeats = table.num_rows - len(np.unique(_matrix(table).view(np.uint32), axis=0))
+    taken = table.take(sorted(rng.sample(range(table.num_rows), min(rows, table.num_rows))))
+    shown = {name: pa.array(list(_shown(taken[name])), pa.string()) for name in columns if name != EMBEDDING}
+    shown["source"] = pa.array([footer[f"{FOOTER_KEY}unit"]["source"]["uri"]] * taken.num_rows, pa.string())
+    # Rows with the tokens of an earlier one are given its vector on purpose, and are counted in the record.
+    repeats -= footer[f"{FOOTER_KEY}record"]["duplicates"]
+    return pa.table(shown | {EMBEDDING: taken[EMBEDDING]}), table.num_rows, max(0, repeats)
+
+
+def _is_shown(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(is_kind(kind) for is_kind in (*_PLAIN_TYPES, *_TEXT_TYPES))
+
+
+def _shown(column: pa.ChunkedArray) -> Iterator[str | None]:
+    for value in column.to_pylist():
+        yield None if value is None else str(value)[:_SHOWN_CHARS]
+
+
+def _matrix(table: pa.Table) -> NDArray[np.float32]:
+    column = table[EMBEDDING].combine_chunks()
+    array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    vectors: NDArray[np.float32] = array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
+    return vectors
+
+
+def _run_of(name: str, table: pa.Table) -> pa.Array:
+    return pa.repeat(segment_name(name).rpartition("-")[0], table.num_rows)
+
+
+def _is_last(keys: pa.ChunkedArray) -> pa.Array:
+    """Whether a row is the last one with its key."""
+    encoded = keys.combine_chunks().dictionary_encode()
+    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+    codes, places = encoded.indices.to_numpy(), np.arange(len(encoded))
+    last = np.zeros(len(encoded.dictionary), np.int64)
+    np.maximum.at(last, codes, places)
+    return pa.array(last[codes] == places)

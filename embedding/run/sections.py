@@ -1,0 +1,291 @@
+"""Findings to a page: titles, sentences, tables and figures. Knows no storage and no HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from embedding.corpus.lengths import LENGTH_EDGES
+from embedding.run import figures, measures
+from embedding.run.measures import WorkerTime
+from embedding.run.page import Findings, Item, Numbers, Page, Section
+from embedding.run.vectors import collapse
+from embedding.run.wording import Named, classify_rows, count, duration, file_name, name_rows, said, share, short_number
+
+_POINTS = 1000
+_WORKERS = 16
+"""Workers that are drawn: the first and last ones by tokens, where there are more."""
+_FAILURES = 10
+
+
+def page_of(found: Findings) -> Page:
+    """The page of a run's findings."""
+    summary, table = found.summary, found.records.table
+    rows, rejected = (measures.total(table, name) for name in ("rows", "rejected"))
+    corpus = summary.rows_in + summary.rows_skipped + summary.rows_failed + summary.rows_pending
+    tokens = measures.total(table, "tokens")
+    good = summary.status == "complete"
+    failed = f"{count(summary.units_failed, 'unit')} with {count(summary.rows_failed, 'row')} failed."
+    tiles = [
+        ("Rows with a vector", f"{rows - rejected:,}", f"of {corpus:,} in the corpus"),
+        ("Rejected", f"{rejected:,}", f"{share(rejected, corpus)} of the corpus"),
+        ("Tokens", short_number(tokens), f"{tokens / max(1, rows - rejected):.0f} a row"),
+        ("Tokens per second", f"{summary.tokens_per_second:,.0f}", f"{summary.rows_per_second:,.1f} rows/s, this run"),
+        ("Wall time", duration(summary.seconds), "this run, start included"),
+        ("Vectors", f"{found.settings.vectors.get('dimensions', '')}", f"dimensions of {found.model.rpartition('/')[2]}"),
+    ]
+    sections = [*_speed(found), _texts(found, rows, rejected), *_vectors(found), _provenance(found)]
+    return Page(
+        title=f"{summary.output}: {summary.status}",
+        good=good,
+        verdict="Complete." if good else "Not complete.",
+        sentence=f"{count(rows - rejected, 'row')} of {corpus:,} have a vector, {rejected:,} are rejected." if good else failed,
+        tiles=tiles,
+        warnings=_warnings(found),
+        sections=sections,
+    )
+
+
+def _warnings(found: Findings) -> list[str]:
+    table, sample = found.records.table, found.sample
+    warnings = [] if found.vectors is None else collapse(found.vectors, scanned=sample.scanned, repeats=sample.repeats)
+    good = measures.total(table, "rows") - measures.total(table, "rejected")
+    truncated, padding, tokens = (measures.total(table, name) for name in ("truncated", "padding", "tokens"))
+    if truncated > 0.1 * good:
+        warnings.append(
+            f"{share(truncated, good)} of the rows were longer than max_tokens={found.settings.vectors.get('max_tokens')} and cut there."
+        )
+    if padding > 0.1 * (tokens + padding):
+        warnings.append(f"{share(padding, tokens + padding)} of the computed tokens were padding.")
+    missing = found.shards - table.num_rows
+    if missing > 0:
+        warnings.append(
+            f"Records of {count(missing, 'shard')} are lost or were not read, so that counts here are too low; the manifest has them all."
+        )
+    if sample.unread:
+        warnings.append(f"{count(len(sample.unread), 'shard')} of the sample could not be read: {sample.unread[0]}")
+    return [*warnings, *(note for note in dict.fromkeys(table["note"].unique().to_pylist()[:5]) if note)]
+
+
+def _speed(found: Findings) -> list[Section]:
+    """The last run that embedded something: this one, unless all that it had to do was to complete."""
+    timed = measures.timed(found.records.table)
+    if not timed.num_rows:
+        return []
+    run = max(timed["run"].unique().to_pylist())
+    timed = measures.timed(found.records.of_run(run))
+    pace, workers = measures.pace(timed), measures.worker_times(timed)
+    tokens, padding = measures.total(timed, "tokens"), measures.total(timed, "padding")
+    which = "This run" if run == found.summary.run else f"This run had nothing to embed; run {run}"
+    at_work = f"{count(timed.num_rows, 'unit')} with {tokens:,} tokens on {count(len(workers), 'worker')}"
+    lead = f"{which} encoded {at_work}, {duration(pace.seconds)} from the first batch to the last."
+    lead += f" Of the computed tokens {share(padding, tokens + padding)} were padding."
+    rates = pace.tokens_per_second
+    middle = np.median(rates)
+    steady = float((np.abs(rates - middle) <= 0.2 * middle).mean())
+    pace_item = Item(
+        "Throughput, tokens/s",
+        f"{middle:,.0f} tokens/s in the middle; {steady:.0%} of the time the pace was within a fifth of that.",
+        Numbers(
+            ("From", "To", "Tokens/s"),
+            [
+                (duration(pace.edges[at]), duration(pace.edges[at + 8]), f"{rates[at : at + 8].mean():,.0f}")
+                for at in range(0, len(rates), 8)
+            ],
+            ("From", "To", "Tokens/s"),
+        ),
+        figures.pace_svg(pace),
+    )
+    return [Section("Speed", lead, [pace_item, _workers(workers)], blocks=[_slowest(timed)])]
+
+
+def _workers(workers: list[WorkerTime]) -> Item:
+    shown = workers if len(workers) <= _WORKERS else [*workers[: _WORKERS // 2], *workers[-_WORKERS // 2 :]]
+    all_time = sum(worker.seconds for worker in workers)
+    parts = {name: sum(getattr(worker, name) for worker in workers) / all_time for name in ("encoding", "tokenizing", "waiting", "outside")}
+    reading = (
+        f"Workers encoded {parts['encoding']:.1%} of the time. They waited {parts['waiting']:.1%} for units (reads, writes, scheduling), "
+        f"{parts['tokenizing']:.1%} for the tokenizer, and spent {parts['outside']:.1%} before their first or after their last unit."
+    )
+    if len(workers) > 1:
+        reading += f" The busiest had {workers[0].tokens / max(1, workers[-1].tokens):.2f} times the tokens of the least busy."
+    if len(shown) < len(workers):
+        reading += f" Drawn are the {len(shown) // 2} with most and the {len(shown) // 2} with fewest tokens of {len(workers)}."
+    heads = ("Worker", "Units", "Tokens", "Tokens/s", "Encoding", "Tokenizing", "Waiting", "Outside")
+    rows = [
+        (
+            worker.name,
+            f"{worker.units:,}",
+            f"{worker.tokens:,}",
+            f"{worker.tokens / worker.seconds:,.0f}",
+            *(f"{part / worker.seconds:.1%}" for part in (worker.encoding, worker.tokenizing, worker.waiting, worker.outside)),
+        )
+        for worker in shown
+    ]
+    legend = [("c0", "encoding"), ("c2", "tokenizing"), ("c1", "waiting"), ("c7", "before first, after last unit")]
+    return Item("Workers", reading, Numbers(heads, rows, heads[1:]), figures.workers_svg(shown), legend)
+
+
+def _slowest(timed: pa.Table) -> Item:
+    heads = ("Source", "First row", "Rows", "Tokens", "Read s", "Tokenize s", "Encode s", "Write s", "All s")
+    units = measures.slowest(timed)
+    steps = ("read_seconds", "tokenize_seconds", "encode_seconds", "write_seconds", "seconds")
+    rows = [
+        (
+            file_name(str(unit["source"])),
+            f"{unit['first_row']:,}",
+            f"{unit['rows']:,}",
+            f"{unit['tokens']:,}",
+            *(f"{unit[step]:,.2f}" for step in steps),
+        )
+        for unit in units
+    ]
+    mean = float(np.mean([measures.numbers(timed, name) for name in steps[:-1]]) * (len(steps) - 1))
+    reading = f"The slowest took {units[0]['seconds']:,.1f} s from the read to the put; a unit takes {mean:,.1f} s on average."
+    return Item("Slowest units", reading, Numbers(heads, rows, heads[1:]))
+
+
+def _texts(found: Findings, rows: int, rejected: int) -> Section:
+    table, rejections = found.records.table, found.rejections
+    truncated, duplicates = (measures.total(table, name) for name in ("truncated", "duplicates"))
+    max_tokens = int(found.settings.vectors.get("max_tokens", 0))
+    counts = measures.lengths(table)
+    items = []
+    if counts.any() and max_tokens:
+        used = np.flatnonzero(counts)
+        bins = [(f"{LENGTH_EDGES[at]:,} to {LENGTH_EDGES[at + 1] - 1:,}", f"{counts[at]:,}") for at in used]
+        cut = f"{share(truncated, rows - rejected)} of the rows were longer than max_tokens={max_tokens:,} and cut there"
+        reading = f"{cut}; half of the rows have at most {_median_bound(counts):,} tokens."
+        legend = [("c0", "whole"), ("c1", "cut")]
+        items.append(
+            Item(
+                "Rows by length in tokens",
+                reading,
+                Numbers(("Tokens", "Rows"), bins, ("Rows",)),
+                figures.lengths_svg(counts, truncated, max_tokens),
+                legend,
+            )
+        )
+    became = [
+        ("with a vector", f"{rows - rejected:,}", share(rows - rejected, rows)),
+        ("of these cut at max_tokens", f"{truncated:,}", share(truncated, rows)),
+        ("of these equal to an earlier row of their unit", f"{duplicates:,}", share(duplicates, rows)),
+        ("rejected", f"{rejected:,}", share(rejected, rows)),
+    ]
+    items.append(
+        Item(
+            "What became of the rows",
+            "Equal rows are encoded once and share the vector.",
+            Numbers(("Rows", "Count", "Share"), became, ("Count", "Share")),
+        )
+    )
+    blocks = []
+    if rejections.reasons:
+        scope = "" if rejections.rows >= rejected else f" Counted in {rejections.rows:,} of them."
+        examples = [
+            (
+                reason,
+                f"{times:,}",
+                f"{file_name(str(row['source']))} row {row['row_index']:,}" + (f", id {row['id']}" if row["id"] is not None else ""),
+            )
+            for (reason, times), row in zip(rejections.reasons.items(), rejections.examples.values(), strict=True)
+        ]
+        listed = f"All are listed in _control/rejected.{scope}"
+        blocks.append(Item("Rejected rows by reason", listed, Numbers(("Reason", "Rows", "The first of them"), examples, ("Rows",))))
+    if failures := found.summary.failures:
+        rows_failed = [(file_name(str(unit["source"])), unit["first_row"], unit["rows"], unit["reason"]) for unit in failures[:_FAILURES]]
+        reading = f"{count(len(failures), 'unit')}; the same command again tries them again. summary.json lists them all."
+        blocks.append(Item("Failed units", reading, Numbers(("Source", "First row", "Rows", "Reason"), rows_failed, ("First row", "Rows"))))
+    lead = f"{count(rows, 'row')} of {count(table.num_rows, 'shard')}, all runs of this output together."
+    return Section("Texts", lead, items, blocks=blocks)
+
+
+def _vectors(found: Findings) -> list[Section]:
+    facts, sample = found.vectors, found.sample
+    if facts is None:
+        return []
+    settings = found.settings.vectors
+    names = name_rows(sample.columns, settings.get("id_column"), settings.get("text_column", ""))
+    classes = classify_rows(sample.columns, (settings.get("id_column"), settings.get("text_column")))
+    points = np.linspace(0, facts.rows - 1, min(_POINTS, facts.rows)).astype(int)
+    of_points = [classes.of_rows[row] for row in points]
+    titles = [
+        f"{names[row].name} ({classes.labels[number]})" if classes.labels else names[row].name
+        for row, number in zip(points, of_points, strict=True)
+    ]
+    coloured = f" Coloured by {classes.column}." if classes.column else ""
+    plane = Item(
+        "Map",
+        f"{len(points):,} rows on the two axes along which they differ most; these show {facts.plane_share:.0%} of the variance.{coloured}",
+        svg=figures.plane_svg(facts.plane_R2[points], of_points, titles, facts.plane_share),
+        legend=[(f"c{number}", label) for number, label in classes.labels.items()],
+        kind="tall",
+    )
+    items = [plane]
+    if len(facts.cosines):
+        any_two, nearest = np.median(facts.cosines), np.median(facts.nearest_U)
+        reading = f"Two rows have a cosine of {any_two:.2f} in the middle, a row and its nearest one {nearest:.2f}."
+        legend = [("c0", "any two rows"), ("c1", "a row and its nearest")]
+        items.append(Item("Cosines, share of pairs", reading, None, figures.cosines_svg(facts.cosines, facts.nearest_U), legend))
+    if not facts.unit_length:
+        reading = f"The vectors are not normalized: {facts.norms_R.min():.3g} to {facts.norms_R.max():.3g} long."
+        items.append(Item("Lengths", reading, None, figures.norms_svg(facts.norms_R)))
+    length = "1 (normalized)" if facts.unit_length else f"{np.median(facts.norms_R):.4g} in the middle"
+    numbers = [
+        ("Vectors looked at", f"{facts.rows:,}"),
+        ("Different ones among them", f"{facts.distinct:,}"),
+        ("Length", length),
+        ("Mean cosine of two different ones", f"{facts.mean_cosine:.3f}"),
+        ("Effective dimensions", f"{facts.effective_dimensions:.0f} of {min(facts.dimensions, max(1, facts.distinct - 1))}"),
+    ]
+    healthy = "No sign of collapse." if not collapse(facts, scanned=sample.scanned, repeats=sample.repeats) else "See the warnings above."
+    items.append(Item("Health", healthy, Numbers(("Measure", "Value"), numbers, ("Value",))))
+    near = [
+        (names[one.row], [Named(names[row].name, names[row].text, f"{cosine:.2f}") for row, cosine in one.nearest])
+        for one in facts.neighbours
+    ]
+    lead = f"A sample of {count(facts.rows, 'row')} from {count(sample.shards, 'shard')}, chosen at random, the same each time."
+    return [Section("Vectors", lead, items, near)]
+
+
+def _provenance(found: Findings) -> Section:
+    settings = found.settings
+    heads = ("Run", "Status", "Rows", "Rejected", "Tokens", "Tokens/s", "Wall time", "Units failed")
+    runs = [
+        (
+            run["run"],
+            run["status"],
+            *(f"{run[name]:,}" for name in ("rows_in", "rows_rejected", "tokens")),
+            f"{run['tokens_per_second']:,.0f}",
+            duration(float(str(run["seconds"]))),
+            f"{run['units_failed']:,}",
+        )
+        for run in found.runs
+    ]
+    facts: Mapping[str, object] = {"model": found.model, "fingerprint": settings.fingerprint, **settings.vectors, **settings.kept}
+    grid = [
+        Item(
+            "Settings",
+            "What the vectors are made with; the fingerprint is over all of it but unit_rows and batch_tokens.",
+            _pairs("Setting", facts),
+        ),
+        Item("Versions", "Of the run that began this output.", _pairs("Package", settings.versions)),
+    ]
+    blocks = [
+        Item("Runs", "The newest first; what each of them embedded.", Numbers(heads, runs, heads[2:])),
+    ]
+    lead = f"Input: {', '.join(settings.input[:5])}{f' and {len(settings.input) - 5} more' if len(settings.input) > 5 else ''}"
+    return Section("Provenance", lead, grid, blocks=blocks)
+
+
+def _pairs(head: str, facts: Mapping[str, object]) -> Numbers:
+    return Numbers((head, "Value"), [(key, said(value)) for key, value in facts.items()])
+
+
+def _median_bound(counts: npt.NDArray[np.int64]) -> int:
+    """The last length of the bin that the middle row is in."""
+    middle = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
+    return int(LENGTH_EDGES[middle + 1]) - 1

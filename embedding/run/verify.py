@@ -1,0 +1,230 @@
+"""The proof of an output, from the outside: plan its corpus anew, check every shard, embed a sample again, compare what it claims."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from itertools import accumulate
+from typing import TypeAlias
+
+import numpy as np
+
+import embedding
+from embedding.corpus.check import CheckedUnit, Finding, Kind, Rules
+from embedding.corpus.lease import Lease
+from embedding.corpus.output import SUCCESS, JobSettings, Output
+from embedding.corpus.plan import Unit, plan_units
+from embedding.corpus.reader import read_layouts
+from embedding.corpus.sources import list_sources
+from embedding.corpus.storage import open_storage
+from embedding.corpus.verify import Claims, false_claims, missing_shards, repair
+from embedding.errors import ConfigError, ModelError
+from embedding.model.spec import ModelSpec, resolve_model
+from embedding.run.checker import CheckJob
+from embedding.run.pipeline import Cluster, run_checks
+from embedding.run.proof import Proof
+from embedding.run.settings import columns_of_output, model_options
+from embedding.run.verify_config import VerifyConfig
+
+log = logging.getLogger(__name__)
+
+LEAST_COSINE = {"fp32": 0.9999, "bf16": 0.99, "fp16": 0.99}
+"""Of a vector with the same text's in fp32, by the precision that the output was made in.
+
+In fp32 the order of sums differs with the batch, which costs some 1e-7. bf16 keeps 8 bits: each of a few dozen roundings in a row
+turns a vector by up to 0.2%, and whole models measure 0.995 to 0.9999; another text's vector is rarely above 0.9.
+"""
+_SAMPLE_BATCH = 64
+_LEASE_SECONDS = 30.0
+_LOG_SECONDS = 5.0
+_SHOWN_PER_KIND = 5
+RunChecks: TypeAlias = Callable[[Sequence[Unit], CheckJob], Iterable[CheckedUnit]]
+"""Checks all the units, on whatever there is to do it; answers in any order."""
+
+
+def verify_corpus(config: VerifyConfig, *, on_end: Callable[[Proof], None] | None = None) -> Proof:
+    """Prove that an output is what its settings make of its corpus; without `repair` nothing of it is written.
+
+    `on_end` gets the proof however it ends, also where an error is raised or the process is asked to stop.
+
+    Raises:
+        ConfigError: there is no output, its corpus or model cannot be had, or an option is wrong.
+        OutputBusyError: `repair` was asked for, and a run holds the output.
+        EmbeddingJobError: something broke; nothing is proved.
+    """
+    started = time.monotonic()
+    output = Output(config.output)
+    settings = output.settings()
+    if settings is None:
+        raise ConfigError(f"{output.url} is no output of this job: it has no _control/job.json; check the path")
+    model = model_of_output(config, settings, output) if config.sample else None
+    proof = Proof(output.url)
+    with _lease(config, output) as lease:
+        try:
+            with Cluster() as cluster:
+                cluster.nodes()
+                workers = None if config.workers == "auto" else config.workers
+                findings = examine(config, output, settings, model, proof, partial(run_checks, workers=workers))
+            if lease is not None:
+                lease.renew()
+            proof.conclude(findings, repair(output, findings) if lease is not None else [])
+        except (KeyboardInterrupt, SystemExit):
+            proof.status = "interrupted"
+            raise
+        finally:
+            proof.seconds = round(time.monotonic() - started, 3)
+            _publish(config, proof, on_end)
+    return proof
+
+
+@contextmanager
+def _lease(config: VerifyConfig, output: Output) -> Iterator[Lease | None]:
+    """The output's lease where something may be deleted: a proof alone may run beside a run."""
+    with Lease.acquire(output.storage, f"verify-{secrets.token_hex(3)}", _LEASE_SECONDS) if config.repair else nullcontext() as lease:
+        yield lease
+
+
+def model_of_output(config: VerifyConfig, settings: JobSettings, output: Output) -> ModelSpec:
+    """The model in fp32, after making sure that it is the one of the output.
+
+    Raises:
+        ConfigError: it cannot be found, or is another one.
+    """
+    options = model_options(settings, output.url, config.model, trust_remote_code=config.trust_remote_code)
+    if settings.vectors["code_sha256"] is not None and not config.trust_remote_code:
+        raise ModelError(f"{options.model} brings its own code; say --trust-remote-code to run it, or --sample 0 to compare no vectors")
+    spec = resolve_model(options, precision="fp32")
+    found = {**spec.fingerprint_fields(), "precision": settings.vectors["precision"]}
+    if differing := [key for key, value in found.items() if settings.vectors.get(key) != value]:
+        raise ModelError(
+            f"{options.model} is not the model of {output.url}, differing in {', '.join(differing)}; say --model, or --sample 0"
+        )
+    return spec
+
+
+def plan_of_output(settings: JobSettings) -> list[Unit]:
+    """The units of the corpus as it is now, with the cuts that the output keeps."""
+    layouts = read_layouts(list_sources(settings.input), columns_of_output(settings))
+    limit = settings.asked.get("limit_rows")
+    planned = plan_units(layouts, unit_rows=settings.kept["unit_rows"], fingerprint=settings.fingerprint, limit_rows=limit)
+    return sorted(planned, key=lambda unit: unit.shard)
+
+
+def examine(
+    config: VerifyConfig, output: Output, settings: JobSettings, model: ModelSpec | None, proof: Proof, run: RunChecks
+) -> list[Finding]:
+    """Everything that is wrong: what is missing or too much, shards, vectors of the sample, and what is said about them."""
+    units = plan_of_output(settings)
+    claims = Claims.of(output)
+    findings = list(missing_shards(claims, units))
+    committed = [unit for unit in units if unit.shard in claims.shards]
+    log.info("%d shards of %d units to check", len(committed), len(units))
+    proof.seed = secrets.randbelow(2**32) if config.seed is None else config.seed
+    job = CheckJob(output.url, rules_of_output(settings), choose_rows(committed, config.sample, proof.seed))
+    checked = _collect(run(committed, job) if committed else (), committed, proof, silent=config.progress == "none")
+    if model is not None:
+        _compare_vectors(model, LEAST_COSINE[settings.vectors["precision"]], committed, checked, proof)
+    findings += [each.finding for each in checked.values() if each.finding is not None]
+    findings += false_claims(claims, units, checked, output)
+    if claims.complete and not output.is_complete():
+        findings.append(Finding(Kind.NOT_COMPLETE, SUCCESS, "a run began while the output was checked; verify again when it is done"))
+    _tell(findings)
+    return findings
+
+
+def _collect(answers: Iterable[CheckedUnit], units: Sequence[Unit], proof: Proof, *, silent: bool) -> dict[str, CheckedUnit]:
+    """What was found about each unit, by id, in the order of the units."""
+    found: dict[str, CheckedUnit] = {}
+    bad, shown = 0, time.monotonic()
+    for checked in answers:
+        found[checked.unit] = checked
+        bad += checked.finding is not None
+        proof.count(checked)
+        if not silent and (time.monotonic() - shown > _LOG_SECONDS or len(found) == len(units)):
+            shown = time.monotonic()
+            log.info("%d of %d shards checked, %s rows, %d shards bad", len(found), len(units), f"{proof.rows:,}", bad)
+    if len({each.versions for each in found.values() if each.finding is None}) > 1:
+        log.info("runs with different versions of the libraries made these shards, so a vector's last bits depend on which")
+    return {unit.id: found[unit.id] for unit in units}
+
+
+def rules_of_output(settings: JobSettings) -> Rules:
+    """What each shard must be, by the settings that the output was begun with."""
+    return Rules(
+        columns=columns_of_output(settings),
+        has_id=settings.vectors["id_column"] is not None,
+        token_columns=settings.vectors["token_columns"],
+        dimensions=settings.vectors["dimensions"],
+        normalized=settings.vectors["normalize"],
+        fingerprint=settings.fingerprint,
+        settings=settings.vectors,
+        package_version=embedding.__version__,
+    )
+
+
+def choose_rows(units: Sequence[Unit], count: int, seed: int) -> dict[str, tuple[int, ...]]:
+    """`count` random rows over all units, each at most once: by unit id the rows, counted from the unit's first."""
+    starts = [0, *accumulate(unit.num_rows for unit in units)]
+    chosen = np.random.default_rng(seed).choice(starts[-1], min(count, starts[-1]), replace=False, shuffle=False)
+    rows: dict[str, tuple[int, ...]] = defaultdict(tuple)
+    for row in np.sort(chosen).tolist():
+        index = int(np.searchsorted(starts, row, side="right")) - 1
+        rows[units[index].id] += (row - starts[index],)
+    return dict(rows)
+
+
+def _compare_vectors(model: ModelSpec, least: float, units: Sequence[Unit], checked: dict[str, CheckedUnit], proof: Proof) -> None:
+    """Embed the sampled texts in fp32; a shard with a vector that is not its text's becomes a finding."""
+    from embedding.model.embedder import Embedder  # loads torch, which a proof without a sample does not need
+
+    pairs = [(unit, sample) for unit in units if checked[unit.id].finding is None for sample in checked[unit.id].samples]
+    embedder = Embedder(model) if pairs else None
+    for start in range(0, len(pairs), _SAMPLE_BATCH):
+        part = pairs[start : start + _SAMPLE_BATCH]
+        assert embedder is not None
+        tokens = embedder.tokenize([sample.text for _, sample in part])
+        right_RD = embedder.embed(tokens, model.max_tokens).vectors_RD
+        for (unit, sample), right in zip(part, right_RD, strict=True):
+            cosine, length = compare(np.array(sample.vector), right.astype(np.float64))
+            proof.sampled += 1
+            proof.worst_cosine = min(cosine, proof.worst_cosine if proof.worst_cosine is not None else 1.0)
+            if not _alike(cosine, length, least):
+                what = f"the vector of row {unit.first_row + sample.source_row} of {unit.source.uri} is not its text's: cosine {cosine:.6f}"
+                checked[unit.id] = CheckedUnit(unit.id, Finding(Kind.WRONG_VECTOR, unit.shard, f"{what}, length {length:.6g} times"))
+
+
+def compare(vector: np.ndarray, right: np.ndarray) -> tuple[float, float]:
+    """Cosine, and length in lengths of the right one; of two vectors of zeros, 1 and 1."""
+    one, other = float(np.linalg.norm(vector)), float(np.linalg.norm(right))
+    if not (one and other):
+        return (1.0, 1.0) if one == other else (0.0, 0.0)
+    return float(vector @ right) / (one * other), one / other
+
+
+def _alike(cosine: float, length: float, least: float) -> bool:
+    """A turn to the cosine `least` moves a vector by this share of its length; a stretch may move it as far."""
+    return cosine >= least and abs(length - 1) <= float(np.sqrt(2 * (1 - least)))
+
+
+def _tell(findings: Sequence[Finding]) -> None:
+    shown: Counter[Kind] = Counter()
+    for finding in findings:
+        shown[finding.kind] += 1
+        if shown[finding.kind] <= _SHOWN_PER_KIND:
+            log.warning("%s: %s: %s", finding.kind, finding.name, finding.what)
+    for kind, count in shown.items():
+        if count > _SHOWN_PER_KIND:
+            log.warning("%s: %d more, all of them at --json-summary", kind, count - _SHOWN_PER_KIND)
+
+
+def _publish(config: VerifyConfig, proof: Proof, on_end: Callable[[Proof], None] | None) -> None:
+    if on_end is not None:
+        on_end(proof)
+    if config.json_summary:
+        folder, _, name = config.json_summary.rpartition("/")
+        open_storage(folder or ".").put(name, proof.document())

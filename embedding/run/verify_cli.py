@@ -1,0 +1,51 @@
+"""The command line of the proof: options to one VerifyConfig, what was found to stdout and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from functools import partial
+from typing import TYPE_CHECKING, Never
+
+from embedding.errors import ExitCode
+from embedding.run.cli import answer, end_with, parse_as
+from embedding.run.verify_config import VerifyConfig
+
+if TYPE_CHECKING:
+    from embedding.run.proof import Proof
+
+_HELP = " ".join(
+    """Prove an output of embed_corpus.py from the outside: every shard is read and compared with its source, a sample is embedded again.
+    Nothing is written into it without --repair. Every option can also stand in a YAML file (--config) or in the environment (EMBED_SAMPLE
+    for --sample). The last line on stdout is a JSON summary. Exit codes: 0 proved, 3 something is wrong (what, is on stderr and at
+    --json-summary), 1 crashed (nothing is proved), 2 usage or configuration, 4 --repair met a run, 130/143 interrupted.""".split()
+)
+
+
+def main(argv: list[str] | None = None) -> Never:
+    """Prove an output as the shell asks for it; ends the process with one of ExitCode."""
+    end_with(partial(answer, partial(_verify, sys.argv[1:] if argv is None else argv)))
+
+
+def parse(argv: list[str]) -> VerifyConfig | None:
+    """The configuration; None where --help or --version was all that was asked.
+
+    Raises:
+        ConfigError: an option is unknown or its value is wrong.
+    """
+    return parse_as(VerifyConfig, argv, name="verify_corpus.py", description=_HELP, positional=True)
+
+
+def _verify(argv: list[str]) -> int:
+    config = parse(argv)
+    if config is None:
+        return ExitCode.COMPLETE
+    from embedding.run.verify import verify_corpus  # Ray and more, which --help and a wrong option need not wait for
+
+    stdout = sys.stdout
+
+    def report(proof: Proof) -> None:
+        print(proof.line(), file=stdout, flush=True)
+
+    with redirect_stdout(sys.stderr):  # Ray prints its workers' troubles to stdout, which is the summary's alone
+        return verify_corpus(config, on_end=report).exit_code

@@ -1,0 +1,67 @@
+"""The options of a proof, fed like the job's by the command line, a YAML file or the environment."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from cyclopts import Group, Parameter
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+
+from embedding.config import explain, refuse_secrets
+from embedding.errors import ConfigError
+
+_OUTPUT = Parameter(group=Group("Output", sort_key=1))
+_SAMPLE = Parameter(group=Group("Sample", sort_key=2))
+_RUN = Parameter(group=Group("Run", sort_key=3))
+_FLAG = Parameter(negative="", show_default=False)
+
+
+class VerifyConfig(BaseModel):
+    """Everything a user can say about a proof.
+
+    Raises:
+        ConfigError: a value is out of its range (`VerifyConfig.build`).
+        pydantic.ValidationError: the same, from the constructor.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    output: Annotated[str, _OUTPUT] = Field(min_length=1, description="Folder that the job wrote; local path or fsspec URL.")
+    repair: Annotated[bool, _OUTPUT, _FLAG] = Field(
+        False, kw_only=True, description="Delete what is proved bad, so that the job's next run makes just that anew."
+    )
+
+    sample: Annotated[NonNegativeInt, _SAMPLE] = Field(
+        100, kw_only=True, description="Random rows that are embedded again in fp32 and compared; 0: none, and no model is needed."
+    )
+    seed: Annotated[NonNegativeInt | None, _SAMPLE] = Field(
+        None, kw_only=True, description="Choose the rows of an earlier proof again; default: others each time."
+    )
+    model: Annotated[str | None, _SAMPLE] = Field(
+        None, min_length=1, kw_only=True, description="Folder or hub id of the model; default: where the job's last run found it."
+    )
+    trust_remote_code: Annotated[bool, _SAMPLE, _FLAG] = Field(
+        False, kw_only=True, description="Run Python code that the model folder brings along."
+    )
+
+    workers: Annotated[Literal["auto"] | PositiveInt, _RUN] = Field(
+        "auto", kw_only=True, description="Shards checked at once; auto: one a CPU core of the cluster."
+    )
+    json_summary: Annotated[str | None, _RUN] = Field(
+        None, kw_only=True, description="Also write the JSON summary, with every finding, to this path or URL."
+    )
+    progress: Annotated[Literal["log", "none"], _RUN] = Field("log", kw_only=True, description="Progress display: log lines or none.")
+
+    @classmethod
+    def build(cls, **values: Any) -> Self:
+        """Like the constructor, but a wrong value raises a one-sentence ConfigError."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise ConfigError(explain(error)) from None
+
+    @model_validator(mode="after")
+    def _carries_no_secret(self) -> Self:
+        for option, url in {"output": self.output, "json-summary": self.json_summary, "model": self.model}.items():
+            refuse_secrets(option, url or "")
+        return self

@@ -1,0 +1,99 @@
+"""A job and its proof in this process, unit by unit, without Ray: every part is the real one but the cluster."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from embedding import JobConfig
+from embedding.corpus.check import CheckedUnit
+from embedding.corpus.ledger import Ledger, records_from_table
+from embedding.corpus.output import Output
+from embedding.corpus.plan import Unit, plan_units
+from embedding.corpus.reader import read_layouts
+from embedding.corpus.sources import absolute, list_sources
+from embedding.errors import EmbeddingJobError
+from embedding.model.spec import resolve_model
+from embedding.run.checker import CheckJob, check_stage
+from embedding.run.exchange import decode_checked, encode_unit
+from embedding.run.proof import Proof
+from embedding.run.settings import columns_of, first_choices, installed_versions, job_settings, what_was_asked
+from embedding.run.verify import examine, model_of_output
+from embedding.run.verify_config import VerifyConfig
+from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
+
+
+class Counts:
+    """Attempts of one process."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def begun(self, key: str) -> int:
+        return self.counts[key]
+
+    def begin(self, key: str) -> int:
+        self.counts[key] += 1
+        return self.counts[key]
+
+    def settle(self, key: str) -> None:
+        self.counts.pop(key, None)
+
+
+def embed_here(source: str, output: str, model: Path, run: str = "run", **options: Any) -> list[str]:
+    """What `embed_corpus` does; the shards that it made, in the order of the corpus."""
+    defaults = {"id_column": "id", "unit_rows": 10, "normalize": "yes"}
+    config = JobConfig.build(input=(source,), output=output, model=str(model), **(defaults | options))
+    spec = resolve_model(config, precision="fp32")
+    place, inputs = Output(output), (absolute(source),)
+    settings = place.begin(job_settings(config, spec, first_choices(config, spec, "cpu"), inputs))
+    place.remember(settings, inputs, what_was_asked(config, spec))
+    place.mark_incomplete()
+    columns, attempts, kept = columns_of(config), Counts(), settings.kept
+    planned = plan_units(
+        read_layouts(list_sources(inputs), columns),
+        unit_rows=kept["unit_rows"],
+        fingerprint=settings.fingerprint,
+        limit_rows=config.limit_rows,
+    )
+    units = sorted(planned, key=lambda unit: unit.shard)
+    provenance = {"fingerprint": settings.fingerprint, "settings": settings.vectors, "versions": installed_versions()}
+    has_id = config.id_column is not None
+    job = WorkerJob(spec, output, kept["batch_tokens"], columns, has_id, config.token_columns, provenance, 3, "cpu", None)
+    worker, ledger = EmbeddingWorker(job, attempts), Ledger(place.storage, run)
+    done = place.shards()
+    made = [unit for unit in units if unit.shard not in done]
+    for unit in made:
+        [record] = records_from_table(worker(read_stage(pa.table({"unit": [encode_unit(unit)]}), columns, attempts, 3)))
+        if record.error:
+            raise EmbeddingJobError(record.error)
+        ledger.append(record)
+    ledger.flush()
+    place.complete(units, place.shards(), lambda: None)
+    return [unit.shard for unit in made]
+
+
+def check_here(units: Sequence[Unit], job: CheckJob) -> Iterator[CheckedUnit]:
+    """What `run_checks` does."""
+    for unit in units:
+        yield decode_checked(check_stage(pa.table({"unit": [encode_unit(unit)]}), job, Counts())["checked"][0].as_py())
+
+
+def prove_here(output: str, **options: Any) -> Proof:
+    """What `verify_corpus` does, but for the repair."""
+    config = VerifyConfig.build(output=output, **({"sample": 10_000, "progress": "none"} | options))
+    place, proof = Output(output), Proof(output)
+    settings = place.settings()
+    assert settings is not None
+    model = model_of_output(config, settings, place) if config.sample else None
+    proof.conclude(examine(config, place, settings, model, proof, check_here), [])
+    return proof
+
+
+def found(proof: Proof) -> set[tuple[str, str]]:
+    """What is wrong: kind and name."""
+    return {(str(finding.kind), finding.name) for finding in proof.details}
