@@ -200,6 +200,16 @@ def test_every_option_is_said_to_change_vectors_or_not() -> None:
     assert sorted([*named, "--restart"]) == sorted(f"--{name.replace('_', '-')}" for name in JobConfig.model_fields)
 
 
+def test_tests_that_are_named_exist() -> None:
+    named = [found for page in PAGES for found in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text())]
+    assert len(named) >= 30
+    functions = {
+        path: {node.name for node in ast.walk(ast.parse((REPOSITORY / path).read_bytes())) if isinstance(node, ast.FunctionDef)}
+        for path, _ in named
+    }
+    assert [f"{path}::{name}" for path, name in named if name not in functions[path]] == []
+
+
 def skeletons() -> list[str]:
     """Every string of the code, with a NUL for what is filled in."""
     found = []
