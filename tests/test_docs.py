@@ -21,9 +21,9 @@ import embedding
 from docs.tables import README, with_tables
 from embedding.config import JobConfig, Pooling
 from embedding.run.cli import parse
-from embedding.run.proof import ProofStatus
+from embedding.run.proof.cli import parse as parse_proof
+from embedding.run.proof.result import ProofStatus
 from embedding.run.summary import Status, Summary
-from embedding.run.verify_cli import parse as parse_proof
 from tests.model.tiny import FAMILIES
 from tests.support.job import JobResult, run_job
 from tests.support.pages import Block, commands, fenced, prose, section, unfenced
