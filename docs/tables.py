@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from embedding import errors
 from embedding.config import JobConfig
-from embedding.run.verify_config import VerifyConfig
+from embedding.run.proof.config import VerifyConfig
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 

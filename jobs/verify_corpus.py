@@ -5,7 +5,7 @@ settings -> plan -> Ray Data (read source and shard, compare) -> sample embedded
 
 from __future__ import annotations
 
-from embedding.run.verify_cli import main
+from embedding.run.proof.cli import main
 
 if __name__ == "__main__":
     main()

@@ -21,9 +21,9 @@ import embedding
 from docs.tables import README, with_tables
 from embedding.config import JobConfig, Pooling
 from embedding.run.cli import parse
-from embedding.run.proof import ProofStatus
+from embedding.run.proof.cli import parse as parse_proof
+from embedding.run.proof.result import ProofStatus
 from embedding.run.summary import Status, Summary
-from embedding.run.verify_cli import parse as parse_proof
 from tests.model.tiny import FAMILIES
 from tests.support.job import JobResult, run_job
 from tests.support.pages import Block, commands, fenced, prose, section, unfenced
@@ -198,6 +198,16 @@ def test_every_option_is_said_to_change_vectors_or_not() -> None:
     first_cells = [row[0] for row in rows(README.read_text(), "When you run again with another ...")]
     named = [option for cell in first_cells for option in quoted(cell)]
     assert sorted([*named, "--restart"]) == sorted(f"--{name.replace('_', '-')}" for name in JobConfig.model_fields)
+
+
+def test_tests_that_are_named_exist() -> None:
+    named = [found for page in PAGES for found in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text())]
+    assert len(named) >= 30
+    functions = {
+        path: {node.name for node in ast.walk(ast.parse((REPOSITORY / path).read_bytes())) if isinstance(node, ast.FunctionDef)}
+        for path, _ in named
+    }
+    assert [f"{path}::{name}" for path, name in named if name not in functions[path]] == []
 
 
 def skeletons() -> list[str]:

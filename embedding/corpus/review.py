@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from embedding.corpus.ledger import RECORD_SCHEMA, RECORDS, segment_name
 from embedding.corpus.output import rejected_name
-from embedding.corpus.shard import EMBEDDING, FOOTER_KEY
+from embedding.corpus.shard import EMBEDDING, footer_facts
 from embedding.corpus.storage import Storage
 from embedding.errors import EmbeddingJobError
 
@@ -166,7 +166,7 @@ def _sample_shard(storage: Storage, shard: str, rows: int, rng: random.Random) -
     """Rows of one shard as texts and vectors, how many were read for them, and how many of those repeat a vector but no tokens."""
     with storage.open(shard) as stream:
         file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER_BYTES)
-        footer = {key.decode(): json.loads(value) for key, value in file.metadata.metadata.items() if key.decode().startswith(FOOTER_KEY)}
+        footer = footer_facts(file.metadata.metadata)
         schema = file.schema_arrow
         scanned = max(rows, min(_SCANNED_ROWS, _SCANNED_BYTES // (4 * schema.field(EMBEDDING).type.list_size)))
         groups = [group for group in range(file.num_row_groups) if file.metadata.row_group(group).num_rows]
@@ -178,9 +178,9 @@ def _sample_shard(storage: Storage, shard: str, rows: int, rng: random.Random) -
     repeats = table.num_rows - len(np.unique(_matrix(table).view(np.uint32), axis=0))
     taken = table.take(sorted(rng.sample(range(table.num_rows), min(rows, table.num_rows))))
     shown = {name: pa.array(list(_shown(taken[name])), pa.string()) for name in columns if name != EMBEDDING}
-    shown["source"] = pa.array([footer[f"{FOOTER_KEY}unit"]["source"]["uri"]] * taken.num_rows, pa.string())
+    shown["source"] = pa.array([footer["unit"]["source"]["uri"]] * taken.num_rows, pa.string())
     # Rows with the tokens of an earlier one are given its vector on purpose, and are counted in the record.
-    repeats -= footer[f"{FOOTER_KEY}record"]["duplicates"]
+    repeats -= footer["record"]["duplicates"]
     return pa.table(shown | {EMBEDDING: taken[EMBEDDING]}), table.num_rows, max(0, repeats)
 
 

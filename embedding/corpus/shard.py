@@ -87,8 +87,16 @@ def shard_footer(file: BinaryIO) -> dict[str, Any]:
         ValueError: it is not what was written.
     """
     with file:
-        metadata = pq.read_metadata(file).metadata or {}
-    found = {key.decode(): value.decode() for key, value in metadata.items()}
+        return footer_facts(pq.read_metadata(file).metadata)
+
+
+def footer_facts(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    """What `shard_bytes` was given as footer, from the key-values of a Parquet file.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    found = {key.decode(): value.decode() for key, value in (metadata or {}).items()}
     facts = {key: value for key, value in found.items() if key.startswith(FOOTER_KEY)}
     if facts.pop(_SEAL, None) not in (None, _seal(facts)):
         raise ValueError("the facts in the footer are damaged")

@@ -23,7 +23,7 @@ from embedding.model.spec import ModelSpec, resolve_model
 from embedding.run.pipeline import Cluster, run_units
 from embedding.run.placement import Placement, place_workers
 from embedding.run.progress import open_progress
-from embedding.run.report import write_report
+from embedding.run.report.publish import write_report
 from embedding.run.settings import columns_of, first_choices, first_precision, installed_versions, job_settings, what_was_asked
 from embedding.run.summary import Summary
 from embedding.run.worker import WorkerJob

@@ -82,7 +82,7 @@ class Strike:
         return f"{self.victim} {self.moment}"
 
 
-def storm(seed: int, units: int, extra: int = 5) -> list[Strike]:
+def storm(seed: int, units: int, extra: int = 8) -> list[Strike]:
     """A storm of every blow that there is and `extra` more, in the order of the seed."""
     choose = random.Random(seed)
     blows = [blow for blow, times in WHILE_EMBEDDING.items() for _ in range(times)] + choose.choices(list(WHILE_EMBEDDING), k=extra)
@@ -90,10 +90,7 @@ def storm(seed: int, units: int, extra: int = 5) -> list[Strike]:
     drivers = [number for number, (victim, _) in enumerate(blows) if victim == "driver"]
     for number in reversed(drivers[:3]):  # a new driver reads anew; an old one may have read everything
         blows.insert(number + 1, ("reader", "during a read"))
-    ending = list(AT_THE_END)
-    last = choose.randrange(1, 3)
-    ending.insert(last, ("store", ending[last][1]))
-    return timed(blows, ending, units, choose)
+    return timed(blows, AT_THE_END, units, choose)
 
 
 def short_storm(seed: int, units: int) -> list[Strike]:

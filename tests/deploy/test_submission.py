@@ -107,7 +107,7 @@ def test_a_stopped_run_lets_go_and_the_next_one_resumes(
 @pytest.mark.parametrize(
     ("program", "exit_code", "final", "message", "failures"),
     [
-        (f"{shlex.join(COMMAND)} --inptu x", 2, True, "--inptu", 0),
+        (f"{shlex.join(COMMAND)} --output x", 2, True, "--input is missing", 0),
         (
             """echo 'failed: {"source": "a", "reason": "b"}'; echo '{"run": "r", "status": "failed units"}'; echo late; exit 3""",
             3,

@@ -20,10 +20,10 @@ from embedding.errors import EmbeddingJobError
 from embedding.model.spec import resolve_model
 from embedding.run.checker import CheckJob, check_stage
 from embedding.run.exchange import decode_checked, encode_unit
-from embedding.run.proof import Proof
+from embedding.run.proof.config import VerifyConfig
+from embedding.run.proof.result import Proof
+from embedding.run.proof.verify import examine, model_of_output
 from embedding.run.settings import columns_of, first_choices, installed_versions, job_settings, what_was_asked
-from embedding.run.verify import examine, model_of_output
-from embedding.run.verify_config import VerifyConfig
 from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
 
 

@@ -8,7 +8,7 @@ import pytest
 from embedding.corpus.ledger import CommitRecord, records_to_table
 from embedding.corpus.plan import make_unit
 from embedding.corpus.sources import Source
-from embedding.run import measures
+from embedding.run.report import measures
 
 
 def record(number: int, worker: str, start: float, seconds: float, **facts: object) -> CommitRecord:

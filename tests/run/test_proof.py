@@ -20,7 +20,7 @@ from embedding.corpus.plan import Unit, make_unit
 from embedding.corpus.sources import Source
 from embedding.corpus.verify import repair
 from embedding.errors import ConfigError, ModelError
-from embedding.run.verify import choose_rows, compare, plan_of_output, rules_of_output
+from embedding.run.proof.verify import choose_rows, compare, plan_of_output, rules_of_output
 from tests.model.tiny import save_model
 from tests.run.here import embed_here, found, prove_here
 from tests.support import corpora, outputs

@@ -16,8 +16,8 @@ import pytest
 
 from embedding.corpus.ledger import Ledger
 from embedding.corpus.storage import Storage
-from embedding.run import report
-from embedding.run.report import make_report, write_report
+from embedding.run.report import publish
+from embedding.run.report.publish import make_report, write_report
 from embedding.run.summary import Summary
 from tests.run.conftest import Embed
 from tests.support import corpora, outputs
@@ -189,7 +189,7 @@ def test_a_long_ledger_is_read_to_a_moment(tmp_path: Path, monkeypatch: pytest.M
         older = Ledger(made.output.storage, f"1999-{number}")
         older.append(replace(made.records[0], unit=f"u{number}", worker="older"))
         older.flush()
-    monkeypatch.setattr(report, "_READ_SECONDS", (-1e9, 10, 10, 10))
+    monkeypatch.setattr(publish, "_READ_SECONDS", (-1e9, 10, 10, 10))
     html = html_of(made)
     assert "older" not in html
     assert "host:0" in html
@@ -211,7 +211,7 @@ def test_a_report_that_can_not_be_made_is_a_warning(
     held = threading.Event()
     real = Storage.read
     monkeypatch.setattr(Storage, "read", lambda storage, name: held.wait(60) and real(storage, name))
-    monkeypatch.setattr(report, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(publish, "_PATIENCE_SECONDS", 0.2)
     write_report(made.output, made.summary, SETTINGS, made.shards, model="m")
     assert "it is given up" in caplog.text
     held.set()

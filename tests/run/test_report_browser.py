@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from embedding.run.report import make_report, write_report
+from embedding.run.report.publish import make_report, write_report
 from tests.support.made_output import SETTINGS, made_output
 from tests.support.s3_server import S3Server
 

@@ -29,8 +29,8 @@ from embedding.corpus.plan import make_unit
 from embedding.corpus.sources import Source
 from embedding.errors import CorpusError, ModelError
 from embedding.run.cli import run
-from embedding.run.verify import verify_corpus
-from embedding.run.verify_config import VerifyConfig
+from embedding.run.proof.config import VerifyConfig
+from embedding.run.proof.verify import verify_corpus
 from tests.model.tiny import WIDTH, save_model, write_json
 from tests.run.conftest import Embed
 from tests.run.here import embed_here, prove_here

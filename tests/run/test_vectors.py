@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from embedding.run.vectors import collapse, study
+from embedding.run.report.vectors import collapse, study
 
 RNG = np.random.default_rng(7)
 ROWS, DIM = 300, 64

@@ -12,9 +12,9 @@ import pytest
 
 from embedding.corpus.lease import Lease
 from embedding.corpus.output import Output
-from embedding.run.verify import verify_corpus
-from embedding.run.verify_cli import parse
-from embedding.run.verify_config import VerifyConfig
+from embedding.run.proof.cli import parse
+from embedding.run.proof.config import VerifyConfig
+from embedding.run.proof.verify import verify_corpus
 from tests.run.conftest import Embed
 from tests.run.here import found
 from tests.support import corpora, outputs

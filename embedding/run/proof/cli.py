@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Never
 
 from embedding.errors import ExitCode
 from embedding.run.cli import answer, end_with, parse_as
-from embedding.run.verify_config import VerifyConfig
+from embedding.run.proof.config import VerifyConfig
 
 if TYPE_CHECKING:
-    from embedding.run.proof import Proof
+    from embedding.run.proof.result import Proof
 
 _HELP = " ".join(
     """Prove an output of embed_corpus.py from the outside: every shard is read and compared with its source, a sample is embedded again.
@@ -40,7 +40,7 @@ def _verify(argv: list[str]) -> int:
     config = parse(argv)
     if config is None:
         return ExitCode.COMPLETE
-    from embedding.run.verify import verify_corpus  # Ray and more, which --help and a wrong option need not wait for
+    from embedding.run.proof.verify import verify_corpus  # Ray and more, which --help and a wrong option need not wait for
 
     stdout = sys.stdout
 

@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from embedding.corpus.lengths import LENGTH_EDGES
-from embedding.run.measures import Pace, WorkerTime
-from embedding.run.wording import short_number
+from embedding.run.report.measures import Pace, WorkerTime
+from embedding.run.report.wording import short_number
 
 Floats = npt.NDArray[np.float64]
 

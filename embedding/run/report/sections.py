@@ -9,11 +9,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from embedding.corpus.lengths import LENGTH_EDGES
-from embedding.run import figures, measures
-from embedding.run.measures import WorkerTime
-from embedding.run.page import Findings, Item, Numbers, Page, Section
-from embedding.run.vectors import collapse
-from embedding.run.wording import Named, classify_rows, count, duration, file_name, name_rows, said, share, short_number
+from embedding.run.report import figures, measures
+from embedding.run.report.measures import WorkerTime
+from embedding.run.report.page import Findings, Item, Numbers, Page, Section
+from embedding.run.report.vectors import collapse
+from embedding.run.report.wording import Named, classify_rows, count, duration, file_name, name_rows, said, share, short_number
 
 _POINTS = 1000
 _WORKERS = 16

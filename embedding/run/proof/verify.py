@@ -27,9 +27,9 @@ from embedding.errors import ConfigError, ModelError
 from embedding.model.spec import ModelSpec, resolve_model
 from embedding.run.checker import CheckJob
 from embedding.run.pipeline import Cluster, run_checks
-from embedding.run.proof import Proof
+from embedding.run.proof.config import VerifyConfig
+from embedding.run.proof.result import Proof
 from embedding.run.settings import columns_of_output, model_options
-from embedding.run.verify_config import VerifyConfig
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from embedding.corpus.output import JobSettings
 from embedding.corpus.review import Records, Rejections, Sample
+from embedding.run.report.vectors import VectorFacts
+from embedding.run.report.wording import Named
 from embedding.run.summary import Summary
-from embedding.run.vectors import VectorFacts
-from embedding.run.wording import Named
 
 
 @dataclass(frozen=True)

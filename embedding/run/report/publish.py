@@ -44,9 +44,9 @@ def make_report(output: Output, summary: Summary, settings: JobSettings, shards:
     """The page: read, measure, draw, lay out. Nothing is read that grows with the rows."""
     from jinja2 import Environment, PackageLoader, StrictUndefined  # this and the drawing: seconds that only reports need to spend
 
-    from embedding.run.page import Findings
-    from embedding.run.sections import page_of
-    from embedding.run.vectors import study
+    from embedding.run.report.page import Findings
+    from embedding.run.report.sections import page_of
+    from embedding.run.report.vectors import study
 
     began = time.monotonic()
     records_until, rejected_until, runs_until, sample_until = (began + seconds for seconds in _READ_SECONDS)
@@ -56,5 +56,5 @@ def make_report(output: Output, summary: Summary, settings: JobSettings, shards:
     sample = sample_shards(output.storage, shards, rows=SAMPLE_ROWS, seed=settings.fingerprint, until=sample_until)
     vectors = study(sample.vectors_RD) if len(sample.vectors_RD) else None
     page = page_of(Findings(summary, settings, model, len(shards), records, rejections, runs, sample, vectors))
-    layout = Environment(loader=PackageLoader("embedding.run", "."), autoescape=True, undefined=StrictUndefined)
+    layout = Environment(loader=PackageLoader("embedding.run.report", "."), autoescape=True, undefined=StrictUndefined)
     return layout.get_template("report.html.j2").render(page=page, output=output.url, run=summary.run, version=embedding.__version__)

@@ -1,0 +1,1 @@
+"""The proof of an output: `jobs/verify_corpus.py`."""
