@@ -130,7 +130,7 @@ def _resume(root: str, watch: _Stopwatch) -> tuple[list[Unit], dict[str, int]]:
 
 def _complete(root: str, watch: _Stopwatch) -> None:
     units, committed = _resume(root, watch)
-    Output(f"{root}/out").complete(units, committed)
+    Output(f"{root}/out").complete(units, committed, lambda: None)
     watch.lap("ledger, manifest")
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import groupby
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,9 +16,13 @@ import pyarrow.parquet as pq
 from embedding.corpus.plan import SourceLayout, Unit, UnreadableSource
 from embedding.corpus.requests import explained, is_of_store, with_retries
 from embedding.corpus.sources import Source, open_source, require_unchanged
+from embedding.corpus.storage import filesystem_of, is_local
 from embedding.errors import CorpusError, SourceChangedError, SourceError
 
 _FOOTER_THREADS = 32
+_FOOTERS_AT_ONCE = 1024
+_FOOTER_BYTES = 2**16
+"""Most footers are smaller; the others cost more requests."""
 _BATCH_ROWS = 16_384
 _PREFETCH_BYTES = 256 * 2**20
 """Files up to this size have the wanted column chunks fetched whole and ahead; larger ones are streamed: bounded memory."""
@@ -49,7 +54,7 @@ class UnitRows:
 
 
 def read_layouts(sources: Sequence[Source], columns: Columns, set_aside: list[UnreadableSource] | None = None) -> Iterator[SourceLayout]:
-    """The layouts of the sources, in order; footers are small reads that wait on the store, so many are read at once.
+    """The layouts of the sources, in order; footers are small reads that wait on the store, so many are asked for at once.
 
     Files that are damaged or were replaced since they were listed go to `set_aside`, if it is given.
 
@@ -58,32 +63,46 @@ def read_layouts(sources: Sequence[Source], columns: Columns, set_aside: list[Un
     """
     pool = ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="footers")
     try:
-        for layout in pool.map(lambda source: _layout_or_reason(source, columns), sources):
-            if isinstance(layout, SourceLayout):
-                yield layout
-            elif set_aside is None:
-                raise CorpusError(layout.reason)
-            else:
-                set_aside.append(layout)
+        for start in range(0, len(sources), _FOOTERS_AT_ONCE):
+            some = sources[start : start + _FOOTERS_AT_ONCE]
+            for layout in pool.map(lambda source, end: _layout_or_reason(source, columns, end), some, _ends_of(some)):
+                if isinstance(layout, SourceLayout):
+                    yield layout
+                elif set_aside is None:
+                    raise CorpusError(layout.reason)
+                else:
+                    set_aside.append(layout)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _layout_or_reason(source: Source, columns: Columns) -> SourceLayout | UnreadableSource:
+def _ends_of(sources: Sequence[Source]) -> list[bytes | None]:
+    """The last bytes of the files that lie on object stores, by one request each and without a thread; None where there was an error."""
+    ends: dict[Source, bytes | None] = dict.fromkeys(sources)
+    for fs, group in groupby(sources, key=lambda source: filesystem_of(source.uri)[0]):
+        if not is_local(fs) and (files := [source for source in group if source.size]):
+            starts = [max(0, source.size - _FOOTER_BYTES) for source in files]
+            found = fs.cat_ranges([source.uri for source in files], starts, [source.size for source in files], on_error="return")
+            ends |= {source: end if isinstance(end, bytes) else None for source, end in zip(files, found, strict=True)}
+    return list(ends.values())
+
+
+def _layout_or_reason(source: Source, columns: Columns, end: bytes | None) -> SourceLayout | UnreadableSource:
     try:
-        return read_layout(source, columns)
+        return read_layout(source, columns, end)
     except SourceError as error:
         return UnreadableSource(source, str(error))
 
 
-def read_layout(source: Source, columns: Columns) -> SourceLayout:
-    """The row groups of a file whose schema has the columns.
+def read_layout(source: Source, columns: Columns, end: bytes | None = None) -> SourceLayout:
+    """The row groups of a file whose schema has the columns; from its last bytes, where they are given and hold the whole footer.
 
     Raises:
         SourceError: the file is damaged, or was replaced or removed since it was listed.
         CorpusError: it lacks a column, or its text column holds no text.
     """
-    schema, row_groups = with_retries(lambda: _read_footer(source))
+    found = _footer_in(end, source) if end else None
+    schema, row_groups = found or with_retries(lambda: _read_footer(source))
     for column in columns.all:
         require_column(schema, column, source.uri)
     field = _field(schema, columns.text)
@@ -94,11 +113,23 @@ def read_layout(source: Source, columns: Columns) -> SourceLayout:
     return SourceLayout(source, row_groups)
 
 
+def _footer_in(end: bytes, source: Source) -> tuple[pa.Schema, tuple[int, ...]] | None:
+    """None where the footer is longer, or anything is wrong: the file itself is read then, which tells what."""
+    try:
+        return _footer(pq.ParquetFile(pa.BufferReader(end)), source)
+    except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
 def _read_footer(source: Source) -> tuple[pa.Schema, tuple[int, ...]]:
     with _parquet(source) as file:
-        schema = file.schema_arrow
-        _ = list(_paths(schema))  # names are decoded when they are asked for: here it is told if one is no UTF-8
-        return schema, _row_groups(file.metadata, source.size)
+        return _footer(file, source)
+
+
+def _footer(file: pq.ParquetFile, source: Source) -> tuple[pa.Schema, tuple[int, ...]]:
+    schema = file.schema_arrow
+    _ = list(_paths(schema))  # names are decoded when they are asked for: here it is told if one is no UTF-8
+    return schema, _row_groups(file.metadata, source.size)
 
 
 def _row_groups(metadata: pq.FileMetaData, size: int) -> tuple[int, ...]:
