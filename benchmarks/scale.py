@@ -192,8 +192,8 @@ def _rows(stages: Result) -> Iterator[list[str]]:
     if plan := stages.get("plan"):
         for name in ("plan", "resume", "complete"):
             laps = ", ".join(f"{lap} {seconds:.1f}" for lap, seconds in plan[name]["seconds"].items() if lap != "all")
-            total, memory = plan[name]["seconds"]["all"], plan[name]["megabytes"]
-            yield [f"{name}: {plan['units']:,} units of {plan['files']:,} files", f"{total:.0f} s ({laps}), {memory:,.0f} MB"]
+            total, memory = plan[name]["seconds"]["all"], plan[name]["megabytes"] - plan[name]["megabytes_before"]
+            yield [f"{name}: {plan['units']:,} units of {plan['files']:,} files", f"{total:.0f} s ({laps}), {memory:,.0f} MB more"]
     if rate := stages.get("rate"):
         ceiling = f"{rate['driver_ms_per_unit']:.1f} ms of the driver's CPU each"
         yield [f"{rate['units']:,} units without work", f"{rate['units_per_second']:.0f} units/s, {ceiling}"]

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import scale
 from benchmarks.bench import main, table
 from benchmarks.data import make_model, make_texts
 from benchmarks.timing import interleave, ratio
+from tests.support import outputs
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +38,16 @@ def test_the_quick_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     for stage in (corpus["stages"]["encoder"]["fp32"], *(corpus["stages"][name] for name in stages if name != "encoder")):
         assert {len(rounds) for rounds in stage["seconds"].values()} == {found["rounds"]}
     assert table(found) in capsys.readouterr().out
+
+
+def test_the_plan_of_many_files(storage_root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = scale.main(["--root", storage_root, "--files", "30", "--stages", "plan", "--out", str(tmp_path / "scale.json")])
+    assert json.loads((tmp_path / "scale.json").read_text())["stages"] == found["stages"]
+    plan = found["stages"]["plan"]
+    assert (plan["files"], plan["units"]) == (30, 300)
+    assert set(plan["complete"]["seconds"]) == {"list sources", "read footers", "cut units", "list shards", "ledger, manifest", "all"}
+    assert outputs.control(f"{storage_root}/out", "manifest.parquet")["tokens"].to_pylist() == [80] * 300
+    assert "plan: 300 units of 30 files" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("lengths", "low", "high"), [("lognormal:8", 3, 80), ("uniform:5-9", 5, 9)])

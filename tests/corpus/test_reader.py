@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import pytest
 
 from embedding.corpus import reader
 from embedding.corpus.plan import make_unit
-from embedding.corpus.reader import Columns, read_layout, read_unit, text_faults
+from embedding.corpus.reader import Columns, read_layout, read_layouts, read_unit, text_faults
+from embedding.corpus.sources import list_sources
 from embedding.errors import CorpusError
 from tests.corpus.reading import every_type, put_source, read_corpus, table_bytes, units_of, whole
 from tests.support.corpora import KINDS, Row, huge_row_group, libraries, nested, plain, string_kinds
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.s3_server import S3Server
 
 TEXT = Columns("text")
 COUNTING_POOL = pa.proxy_memory_pool(pa.default_memory_pool())
@@ -39,6 +43,21 @@ def test_the_same_rows_come_from_every_store(storage_root: str) -> None:
     corpus = libraries()
     found = [text for _, read in read_corpus(corpus.write(storage_root), TEXT, 5) for text in read.text.to_pylist()]
     assert found == [row["text"] for row in corpus.rows]
+
+
+def test_a_footer_on_a_store_costs_one_request_if_it_is_small(s3: S3Server, proxy: FaultyProxy) -> None:
+    folder = s3.folder()
+    plain(rows=40, files=4).write(folder)
+    many_groups = table_bytes(pa.table({"id": range(2000), "text": ["a"] * 2000}), row_group_size=1)
+    assert int.from_bytes(many_groups[-8:-4], "little") > 2**16
+    put_source(folder, many_groups, "part-9.parquet")
+    sources = list_sources([folder])
+    proxy.requests.clear()
+    layouts = list(read_layouts(sources, Columns("text", ("id",))))
+    assert [layout.num_rows for layout in layouts] == [10, 10, 10, 10, 2000]
+    asked = Counter(request.rpartition("/")[2] for request in proxy.requests)
+    assert [asked[f"part-{number}.parquet"] for number in range(4)] == [1, 1, 1, 1]
+    assert asked["part-9.parquet"] > 1
 
 
 @pytest.mark.parametrize(("first", "rows"), [(0, 1), (0, 3000), (1499, 2), (2999, 1), (1000, 1234)])
