@@ -194,11 +194,17 @@ class _RemoteAttempts:
         self._counter.settle.remote(key)
 
 
+def reason_in(text: str) -> str:
+    """What was raised, of a worker's traceback as Ray hands it on: as text, wrapped in errors of Ray's own, with hints below it."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    raised = [line for line in lines if re.match(_RAISED, line)] or lines[-1:]
+    ours = [line for line in raised if not line.startswith("ray.")] or raised
+    return re.sub(_RAISED, "", ours[-1]) if ours else ""
+
+
 def _explained(error: RayError) -> EmbeddingJobError:
-    """What stopped the pipeline as one sentence: of a worker's traceback, which Ray hands on as text with hints below it, the error."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    raised = [line for line in lines if re.match(_RAISED, line)] or lines
-    reason = re.sub(_RAISED, "", raised[-1]) if raised else type(error).__name__
+    """What stopped the pipeline as one sentence."""
+    reason = reason_in(str(error)) or type(error).__name__
     if "run the same command again" in reason:  # it says already what to do before that
         return EmbeddingJobError(f"the run stopped: {reason}")
     return EmbeddingJobError(f"the run stopped: {reason}; when that is mended, run the same command again to go on")

@@ -182,7 +182,7 @@ def test_a_stopped_run_ends_though_the_store_does_not_answer(
 ) -> None:
     output = f"{folder}/stopped"
     with start_job(*arguments, "--output", output, env=env) as job:
-        job.wait_until(lambda: outputs.shards(output), what="a shard")
+        job.wait_until(lambda: outputs.versions(output), what="a shard")
         proxy.always = "stall"
         os.kill(job.process.pid, signal.SIGTERM)
         try:
@@ -205,7 +205,7 @@ def test_a_zombie_harms_nothing(
     output = str(tmp_path / "out") if store == "local" else f"{folder}/zombie"
     command = [*arguments, "--output", output, "--lease-seconds", "2"]
     with start_job(*command, env=env) as zombie:
-        zombie.wait_until(lambda: outputs.shards(output), what="a shard")
+        zombie.wait_until(lambda: outputs.versions(output), what="a shard")
         os.kill(zombie.process.pid, signal.SIGSTOP)
         taker = run_job(*command, env=env)
         assert "died holding the output; this run takes over" in taker.stderr
