@@ -28,6 +28,12 @@ def flipped(data: bytes, place: int, bit: int = 4) -> bytes:
     return data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :]
 
 
+def _in_a_page_of_vectors(data: bytes) -> int:
+    group = pq.read_metadata(io.BytesIO(data)).row_group(0)
+    (chunk,) = [chunk for chunk in map(group.column, range(group.num_columns)) if chunk.path_in_schema.startswith("embedding")]
+    return int(chunk.data_page_offset + chunk.total_compressed_size - 8)
+
+
 def _taken(*order: int) -> Change:
     """The shard's first rows in another order or number, the others behind."""
     return lambda table, footer: (table.take([*order, *range(max(order) + 1, table.num_rows)]), footer)
@@ -83,7 +89,7 @@ def _statistics(data: bytes) -> bytes:
 
 
 OF_A_SHARD: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
-    "bit flipped in a page": ("unreadable shard", lambda data: flipped(data, len(data) // 3)),
+    "bit flipped in a page": ("unreadable shard", lambda data: flipped(data, _in_a_page_of_vectors(data))),
     "truncated": ("unreadable shard", lambda data: data[: len(data) // 2]),
     "empty": ("unreadable shard", lambda _: b""),
     "statistics": ("wrong bytes", _statistics),
