@@ -126,6 +126,7 @@ def test_it_opens_from_s3(browser: Browser, s3: S3Server) -> None:
     made = made_output(s3.folder())
     write_report(made.output, made.summary, SETTINGS, made.shards, model="some/model")
     bucket, _, key = f"{made.output.url}/_control/runs/{made.summary.run}/report.html".removeprefix("s3://").partition("/")
+    assert s3.client().head_object(Bucket=bucket, Key=key)["ContentType"] == "text/html; charset=utf-8"  # this server would guess, S3 not
     url = s3.client().generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key})
     page, requests, complaints = opened(browser, url, "light", 1200)
     assert page.inner_text("h1").startswith("Complete.")
