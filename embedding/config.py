@@ -39,15 +39,27 @@ _LIST = Parameter(consume_multiple=True, negative="", show_default=False)
 _FLAG = Parameter(negative="", show_default=False)
 
 
-class JobConfig(BaseModel):
+class Config(BaseModel):
+    """Options that are checked when they are put together, and then stay; unknown ones are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    @classmethod
+    def build(cls, **values: Any) -> Self:
+        """Like the constructor, but a wrong value raises a one-sentence ConfigError."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise ConfigError(explain(error)) from None
+
+
+class JobConfig(Config):
     """Everything a user can say about a job.
 
     Raises:
         ConfigError: a value is out of its range or does not fit another one (`JobConfig.build`).
         pydantic.ValidationError: the same, from the constructor.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     input: Annotated[tuple[str, ...], _CORPUS, _LIST] = Field(
         min_length=1,
@@ -132,14 +144,6 @@ class JobConfig(BaseModel):
     lease_seconds: Annotated[PositiveFloat, _RUN] = Field(
         30.0, description="Seconds without a sign of life after which another run may take over the output."
     )
-
-    @classmethod
-    def build(cls, **values: Any) -> Self:
-        """Like the constructor, but a wrong value raises a one-sentence ConfigError."""
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            raise ConfigError(explain(error)) from None
 
     @model_validator(mode="after")
     def _carries_no_secret(self) -> Self:

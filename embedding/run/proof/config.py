@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from cyclopts import Group, Parameter
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from embedding.config import explain, refuse_secrets
-from embedding.errors import ConfigError
+from embedding.config import Config, refuse_secrets
 
 _OUTPUT = Parameter(group=Group("Output", sort_key=1))
 _SAMPLE = Parameter(group=Group("Sample", sort_key=2))
@@ -16,15 +15,13 @@ _RUN = Parameter(group=Group("Run", sort_key=3))
 _FLAG = Parameter(negative="", show_default=False)
 
 
-class VerifyConfig(BaseModel):
+class VerifyConfig(Config):
     """Everything a user can say about a proof.
 
     Raises:
         ConfigError: a value is out of its range (`VerifyConfig.build`).
         pydantic.ValidationError: the same, from the constructor.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     output: Annotated[str, _OUTPUT] = Field(min_length=1, description="Folder that the job wrote; local path or fsspec URL.")
     repair: Annotated[bool, _OUTPUT, _FLAG] = Field(
@@ -51,14 +48,6 @@ class VerifyConfig(BaseModel):
         None, kw_only=True, description="Also write the JSON summary, with every finding, to this path or URL."
     )
     progress: Annotated[Literal["log", "none"], _RUN] = Field("log", kw_only=True, description="Progress display: log lines or none.")
-
-    @classmethod
-    def build(cls, **values: Any) -> Self:
-        """Like the constructor, but a wrong value raises a one-sentence ConfigError."""
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            raise ConfigError(explain(error)) from None
 
     @model_validator(mode="after")
     def _carries_no_secret(self) -> Self:
