@@ -127,9 +127,17 @@ def read_ledger(storage: Storage, columns: Sequence[str] = RECORD_SCHEMA.names) 
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:  # damaged, or of another version of this package
             log.warning("%s/%s is left out of the ledger, footers of shards stand in for it: %s", storage.url, name, error)
     table = pa.concat_tables(segments)
-    positions = pa.table({"unit": table.column("unit"), "position": np.arange(table.num_rows)})
-    last = positions.group_by("unit").aggregate([("position", "max")]).column("position_max")
-    return table.take(last)
+    return table.filter(is_last(table["unit"]))
+
+
+def is_last(keys: pa.ChunkedArray) -> pa.Array:
+    """Whether a row is the last one with its key."""
+    encoded = keys.combine_chunks().dictionary_encode()
+    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+    codes, places = encoded.indices.to_numpy(), np.arange(len(encoded))
+    last = np.zeros(len(encoded.dictionary), np.int64)
+    np.maximum.at(last, codes, places)
+    return pa.array(last[codes] == places)
 
 
 def segment_name(path: str) -> str:

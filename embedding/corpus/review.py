@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from embedding.corpus.ledger import RECORD_SCHEMA, RECORDS, segment_name
+from embedding.corpus.ledger import RECORD_SCHEMA, RECORDS, is_last, segment_name
 from embedding.corpus.output import rejected_name
 from embedding.corpus.shard import EMBEDDING, footer_facts
 from embedding.corpus.storage import Storage
@@ -103,7 +103,7 @@ def read_records(storage: Storage, shards: Iterable[str], run: str, until: float
     in_order = [tables[name].append_column("run", _run_of(name, tables[name])) for name in sorted(tables)]
     table = pa.concat_tables(in_order) if in_order else _COLUMNS.append(pa.field("run", pa.string())).empty_table()
     wanted = pc.and_(pc.equal(table["error"], ""), pc.is_in(table["shard"], pa.array(shards, pa.string())))
-    kept = table.filter(pc.and_(wanted, _is_last(table["unit"]))).drop_columns(["shard", "error"])
+    kept = table.filter(pc.and_(wanted, is_last(table["unit"]))).drop_columns(["shard", "error"])
     return Records(kept, len(names) - len(tables))
 
 
@@ -204,13 +204,3 @@ def _matrix(table: pa.Table) -> NDArray[np.float32]:
 
 def _run_of(name: str, table: pa.Table) -> pa.Array:
     return pa.repeat(segment_name(name).rpartition("-")[0], table.num_rows)
-
-
-def _is_last(keys: pa.ChunkedArray) -> pa.Array:
-    """Whether a row is the last one with its key."""
-    encoded = keys.combine_chunks().dictionary_encode()
-    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-    codes, places = encoded.indices.to_numpy(), np.arange(len(encoded))
-    last = np.zeros(len(encoded.dictionary), np.int64)
-    np.maximum.at(last, codes, places)
-    return pa.array(last[codes] == places)
