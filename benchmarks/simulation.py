@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
@@ -26,28 +26,36 @@ from embedding.run.worker import EmbeddingWorker, WorkerJob
 
 COLUMNS = Columns("text", ("id",))
 FINGERPRINT = "simulation"
+GROUPS, ROWS = 10, 8
+"""Row groups of a source file, and their rows; a row group is a unit."""
 _DIMENSIONS = 8
 _PUTS_AT_ONCE = 2_000
 
+Stock: TypeAlias = Callable[[str, Sequence[str]], None]
+"""Puts one byte under each of the names below a URL."""
 
-def write_corpus(url: str, files: Sequence[tuple[int, ...]]) -> None:
+
+def write_corpus(url: str, files: Sequence[tuple[int, ...]], text_bytes: int = 30) -> None:
     """A Parquet file in one of 20 hive folders for each tuple, which gives the rows of its row groups."""
-    content = {groups: _parquet(groups) for groups in set(files)}
+    content = {groups: _parquet(groups, text_bytes) for groups in set(files)}
     _put_all(url, ((f"part={number % 20:02d}/file-{number:07d}.parquet", content[groups]) for number, groups in enumerate(files)))
 
 
-def _parquet(groups: tuple[int, ...]) -> bytes:
+def _parquet(groups: tuple[int, ...], text_bytes: int) -> bytes:
     sink = io.BytesIO()
     schema = pa.schema([("id", pa.int64()), ("text", pa.string())])
     with pq.ParquetWriter(sink, schema) as writer:
         for rows in groups:
-            writer.write_table(pa.table([range(rows), [f"a text of some words, number {row}" for row in range(rows)]], schema=schema))
+            writer.write_table(pa.table([range(rows), [f"row {row} ".ljust(text_bytes, "x") for row in range(rows)]], schema=schema))
     return sink.getvalue()
 
 
-def write_shards(output: Output, units: Sequence[Unit]) -> None:
+def write_shards(output: Output, units: Sequence[Unit], stock: Stock | None = None) -> None:
     """One byte under every unit's name, and the records of their commits."""
-    _put_all(output.url, ((unit.shard, b"x") for unit in units))
+    if stock is None:
+        _put_all(output.url, ((unit.shard, b"x") for unit in units))
+    else:
+        stock(output.url, [unit.shard for unit in units])
     ledger = Ledger(output.storage, "20260101T000000Z-000000")
     for unit in units:
         ledger.append(CommitRecord.of(unit, bytes=1, tokens=10 * unit.num_rows, worker="simulation:1"))

@@ -12,6 +12,7 @@ import torch
 from benchmarks import scale
 from benchmarks.bench import main, table
 from benchmarks.data import make_model, make_texts
+from benchmarks.planning import plan_stage
 from benchmarks.timing import interleave, ratio
 from tests.support import outputs
 
@@ -40,14 +41,24 @@ def test_the_quick_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert table(found) in capsys.readouterr().out
 
 
-def test_the_plan_of_many_files(storage_root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = scale.main(["--root", storage_root, "--files", "30", "--stages", "plan", "--out", str(tmp_path / "scale.json")])
-    assert json.loads((tmp_path / "scale.json").read_text())["stages"] == found["stages"]
-    plan = found["stages"]["plan"]
+def test_the_plan_of_many_files(storage_root: str) -> None:
+    plan = plan_stage(storage_root, 30)
     assert (plan["files"], plan["units"]) == (30, 300)
     assert set(plan["complete"]["seconds"]) == {"list sources", "read footers", "cut units", "list shards", "ledger, manifest", "all"}
     assert outputs.control(f"{storage_root}/out", "manifest.parquet")["tokens"].to_pylist() == [80] * 300
-    assert "plan: 300 units of 30 files" in capsys.readouterr().out
+
+
+def test_the_quick_form_of_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--files", "3", "--units", "40", "--workers", "2", "--rounds", "8", "--stages", "plan", "rate", "memory"]
+    found = scale.main([*words, "--out", str(tmp_path / "scale.json")])
+    assert json.loads((tmp_path / "scale.json").read_text())["stages"] == found["stages"]
+    rate, memory = found["stages"]["rate"], found["stages"]["memory"]
+    assert (rate["units"], sum(rate["units_by_worker"])) == (40, 40)
+    assert memory["object_store"]["peak_megabytes"] >= memory["unit_megabytes"]
+    assert 0.0 < memory["efficiency"] <= 1.0
+    printed = capsys.readouterr().out
+    assert "plan: 30 units of 3 files" in printed
+    assert "40 units without work" in printed
 
 
 @pytest.mark.parametrize(("lengths", "low", "high"), [("lognormal:8", 3, 80), ("uniform:5-9", 5, 9)])

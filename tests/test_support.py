@@ -47,7 +47,7 @@ def test_s3_put_if_absent(s3: S3Server) -> None:
 
 
 def test_s3_refuses_a_wrong_secret(s3: S3Server) -> None:
-    impostor = S3Server(s3.pid, s3.endpoint, s3.key, "wrong")
+    impostor = replace(s3, secret="wrong")
     with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
         impostor.client().list_buckets()
     with pytest.raises(PermissionError):

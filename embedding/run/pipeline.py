@@ -41,8 +41,10 @@ _UNITS_IN_HAND = 2
 """Units that a worker works on at once: one on the device, one being tokenized, written or put."""
 _UNITS_AHEAD = 2
 """Read units that wait at a worker, so that it never waits for a read."""
-_READ_TASKS = 10_000
-"""More units than these share read tasks: Ray's driver pays for every task, and for putting its input into the object store first."""
+_READ_TASKS = 2_000
+"""More units than these share read tasks: before the first one starts, Ray's driver puts the input of each into the object store, 1 ms
+each. Not far fewer, since a read task that dies with its node begins again.
+"""
 
 
 class Cluster:
@@ -139,11 +141,20 @@ def run_checks(units: Sequence[Unit], job: CheckJob, workers: int | None) -> Ite
 
 
 def _one_row_each(units: Sequence[Unit]) -> ray.data.Dataset:
-    """The units, those with most rows first, so that at the end no process is left alone with a large one."""
-    ordered = sorted(units, key=lambda unit: -unit.num_rows)
-    dataset = ray.data.from_items([{"unit": encode_unit(unit)} for unit in ordered], override_num_blocks=min(len(units), _READ_TASKS))
+    """The units, in read tasks of one or several."""
+    tasks = min(len(units), _READ_TASKS)
+    dataset = ray.data.from_items([{"unit": encode_unit(unit)} for unit in dealt(units, tasks)], override_num_blocks=tasks)
     dataset.context.target_max_block_size = 1  # bytes: every unit goes on as soon as it is done, also where a task does several
     return dataset
+
+
+def dealt(units: Sequence[Unit], tasks: int) -> list[Unit]:
+    """The units dealt out to read tasks, each of which begins with its largest: at the end no process is left alone with a large one.
+
+    Ray cuts the list into runs of equal length, the first ones a unit longer where that does not work out.
+    """
+    ordered = sorted(units, key=lambda unit: -unit.num_rows)
+    return [unit for task in range(tasks) for unit in ordered[task::tasks]]
 
 
 def _stream(dataset: ray.data.Dataset) -> Iterator[pa.Table]:

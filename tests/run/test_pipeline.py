@@ -10,6 +10,8 @@ import pytest
 import ray.data
 
 from embedding.corpus.ledger import CommitRecord
+from embedding.corpus.plan import make_unit
+from embedding.corpus.sources import Source
 from embedding.run import job, pipeline
 from tests.run.conftest import Embed
 from tests.support import corpora, outputs
@@ -45,6 +47,16 @@ UNITS = ROWS // UNIT_ROWS
 )
 def test_the_reason_is_what_was_raised(text: str, reason: str) -> None:
     assert pipeline.reason_in(text) == reason
+
+
+@pytest.mark.usefixtures("embed")
+def test_read_tasks_begin_with_their_largest_units() -> None:
+    source = Source("file:///in/a.parquet", "a.parquet", 1, "1")
+    units = [make_unit(source, first, rows, "f") for first, rows in enumerate([3, 1, 7, 2, 5, 6, 4])]
+    with pipeline.Cluster() as cluster:
+        assert cluster.nodes()
+        dataset = ray.data.from_items([{"rows": unit.num_rows} for unit in pipeline.dealt(units, 3)], override_num_blocks=3)
+        assert [ray.get(ref).column("rows").to_pylist() for ref in dataset.to_arrow_refs()] == [[7, 4, 1], [6, 3], [5, 2]]
 
 
 def test_units_that_share_a_read_task_go_on_one_by_one(embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

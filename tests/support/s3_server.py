@@ -9,11 +9,15 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import botocore.session
 from botocore.client import Config
@@ -28,6 +32,7 @@ PORTS = tuple(f"{server}.port{kind}" for server in ("master", "volume", "filer",
 START_SECONDS = 30
 ACTIONS = ["Admin", "Read", "Write", "List", "Tagging"]
 START_TRIES = 5
+_STOCKERS = 8
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class S3Server:
     endpoint: str
     key: str
     secret: str
+    filer: str
+    """host:port of the file server behind the S3 gateway."""
     shared_bucket: str = "tests"
 
     def folder(self) -> str:
@@ -72,6 +79,23 @@ class S3Server:
             region_name=REGION,
             config=config,
         )
+
+    def stock(self, url: str, names: Sequence[str]) -> None:
+        """Objects of one byte below the URL, put past the S3 gateway: several times as fast, for those who need a million."""
+        folder = f"/buckets/{url.removeprefix('s3://')}"
+        with ThreadPoolExecutor(_STOCKERS) as pool:
+            shares = [names[start::_STOCKERS] for start in range(_STOCKERS)]
+            list(pool.map(partial(self._stock, folder), shares))
+
+    def _stock(self, folder: str, names: Sequence[str]) -> None:
+        connection = HTTPConnection(self.filer)
+        for name in names:
+            connection.request("PUT", quote(f"{folder}/{name}"), body=b"x")
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status >= 300:
+                raise RuntimeError(f"the file server refused {name}: {answer.status} {answer.reason}")
+        connection.close()
 
     def environment(self) -> dict[str, str]:
         """The variables through which every S3 client finds this server, and no other place or credential."""
@@ -149,7 +173,7 @@ def _start(folder: Path, stack: ExitStack) -> MortalS3 | None:
     stack.callback(_remove_sockets, ports)
     command = _command(data, folder / "ids.json", ports)
     process = stack.enter_context(running(command, folder))
-    server = S3Server(process.pid, f"http://{HOST}:{ports['s3.port']}", key, secret)
+    server = S3Server(process.pid, f"http://{HOST}:{ports['s3.port']}", key, secret, f"{HOST}:{ports['filer.port']}")
     try:
         wait_until(lambda: process.poll() is not None or server.is_ready(), seconds=START_SECONDS, what="the S3 server")
     except TimeoutError:
