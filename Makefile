@@ -8,7 +8,7 @@ BIN := .venv/bin
 BENCH_PYTHON ?= $(BIN)/python
 # A GPU machine need not have the environment of this folder: make bench-gpu BENCH_PYTHON=python3.
 
-.PHONY: help demo test test-browser test-deploy test-spark chaos bench bench-gpu lint format audit clean
+.PHONY: help demo test test-browser test-deploy test-spark chaos scale bench bench-gpu lint format audit clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
@@ -45,6 +45,10 @@ lint: .venv/dev.stamp  ## Check style, formatting and types
 format: .venv/dev.stamp  ## Rewrite the sources in the house format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+scale: .venv/dev.stamp  ## Measure how far one driver reaches, with a million units, on a disk and on S3, about 40 minutes
+	$(BIN)/python -m benchmarks.scale --out benchmarks/results/scale-disk-$$(date -u +%F).json
+	$(BIN)/python -m benchmarks.scale --s3 --stages plan --out benchmarks/results/scale-s3-$$(date -u +%F).json
 
 bench: .venv/dev.stamp  ## Measure every stage and the peers on this CPU, a few minutes
 	$(BIN)/python -m benchmarks.bench --out benchmarks/results/cpu-minilm-$$(date -u +%F).json

@@ -26,13 +26,13 @@ from embedding.run.proof.result import ProofStatus
 from embedding.run.summary import Status, Summary
 from tests.model.tiny import FAMILIES
 from tests.support.job import JobResult, run_job
-from tests.support.pages import Block, commands, fenced, prose, section, unfenced
+from tests.support.pages import Block, commands, fenced, prose, section, sections, unfenced
 from tests.support.ray_cluster import RayCluster
 
 REPOSITORY = README.parent
 ARCHITECTURE, MODELS = REPOSITORY / "docs" / "architecture.md", REPOSITORY / "docs" / "models.md"
 PAGES = [README, REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
-RECIPES = REPOSITORY / "docs" / "recipes.md"
+RECIPES, GUIDE = REPOSITORY / "docs" / "recipes.md", REPOSITORY / "docs" / "guide.md"
 SCRIPT = "jobs/embed_corpus.py"
 RAY = Path(sys.executable).with_name("ray")
 
@@ -171,7 +171,7 @@ def drawn_paths(tree: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("block", [block for block in PYTHON if block.page != RECIPES], ids=str)  # those: tests/test_recipes.py
+@pytest.mark.parametrize("block", [block for block in PYTHON if block.page not in (RECIPES, GUIDE)], ids=str)  # they have their own tests
 def test_python_runs(block: Block, first_run: JobResult, capsys: pytest.CaptureFixture[str]) -> None:
     del first_run
     names: dict[str, object] = {}
@@ -184,6 +184,20 @@ def test_python_runs(block: Block, first_run: JobResult, capsys: pytest.CaptureF
         assert names["table"].num_rows == 4  # type: ignore[attr-defined]
     if "embedder" in names:
         assert capsys.readouterr().out == "packed\n"
+
+
+@pytest.mark.usefixtures("place")
+def test_the_guide_begins_as_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its steps up to the second one, to the letter; the others need a store, a hub or a cluster."""
+    statuses = []
+    for block in sections(GUIDE)["1. A corpus of your own, on your own machine"] + sections(GUIDE)["2. Look at the result"]:
+        if block.language == "python":
+            exec(compile(block.text, str(block), "exec"), {})
+        else:
+            runs = [run_job(*words[2:]) for words in commands(block)]
+            statuses += [(run.summary["status"], run.summary["rows_out"], run.summary["rows_rejected"]) for run in runs]
+    assert statuses == [("planned", 0, 0), ("complete", 2, 1)]
+    assert capsys.readouterr().out == "['id', 'embedding'] 2\n"
 
 
 def test_every_block_is_of_a_kind_that_is_checked() -> None:
