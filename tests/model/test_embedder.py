@@ -16,26 +16,13 @@ from torch import Tensor
 from embedding.errors import ModelError
 from embedding.model.embedder import Embedder
 from embedding.model.encoder import Encoder, PackedBatch
+from tests.model.scarce import limit_memory
 from tests.model.tiny import TEXTS, WIDTH, save_model, spec_of, write_json
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model"), "bert")
-
-
-def limit_memory(monkeypatch: pytest.MonkeyPatch, error: Exception, tokens: int) -> list[int]:
-    """Let the encoder run out of memory above this many tokens; returns the sizes of all batches tried."""
-    run, tried = Encoder.__call__, []
-
-    def limited(self: Encoder, batch: PackedBatch) -> Tensor:
-        tried.append(len(batch.ids_T))
-        if len(batch.ids_T) > tokens:
-            raise error
-        return run(self, batch)
-
-    monkeypatch.setattr(Encoder, "__call__", limited)
-    return tried
 
 
 @pytest.mark.parametrize(
