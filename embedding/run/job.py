@@ -185,7 +185,7 @@ def _plan(config: JobConfig, output: Output, corpus: _Corpus, model: ModelSpec, 
     return _Plan(model, settings, units, pending, stale, summary)
 
 
-def _describe(config: JobConfig, plan: _Plan, corpus: _Corpus, cluster: Cluster, open_choices: list[str]) -> dict[str, object]:
+def _describe(config: JobConfig, plan: _Plan, corpus: _Corpus, cluster: Cluster, still_open: list[str]) -> dict[str, object]:
     placement = place_workers(config, cluster.nodes())
     kept = plan.settings.kept
     return {
@@ -197,7 +197,7 @@ def _describe(config: JobConfig, plan: _Plan, corpus: _Corpus, cluster: Cluster,
         "units to do": plan.summary.units_pending,
         "stale shards": len(plan.stale),
         "workers": placement,
-        **{name: f"measured when the run begins; {value} here" if name in open_choices else value for name, value in kept.items()},
+        **{name: f"measured when the run begins; {value} here" if name in still_open else value for name, value in kept.items()},
         **plan.settings.vectors,
         "fingerprint": plan.settings.fingerprint,
     }
