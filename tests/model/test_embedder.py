@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +109,27 @@ def test_equal_texts_are_encoded_once(folder: Path, monkeypatch: pytest.MonkeyPa
     assert found.vectors_RD.tobytes() == alone.vectors_RD[[0, 1, 2, 0, 1, 0]].tobytes()
     assert found.vectors_RD.flags.c_contiguous
     assert len(found.finite_R) == 6
+
+
+@pytest.mark.parametrize("texts", [["to be", "or", "not"], ["to be", "or", "to be"]])
+def test_what_needs_no_device_is_done_before_it_is_taken(folder: Path, texts: list[str]) -> None:
+    embedder = Embedder(spec_of(folder))
+    tokens = embedder.tokenize(texts)
+    made = [set(vars(rows)) for rows in (tokens, tokens.once)]
+    embedder.embed(tokens, 1000)
+    assert [set(vars(rows)) for rows in (tokens, tokens.once)] == made
+
+
+def test_tokens_go_with_their_unit(folder: Path) -> None:
+    """Not some units later, when Python looks for what holds itself."""
+    tokens = Embedder(spec_of(folder)).tokenize(["to be", "or", "not"])
+    kept = weakref.ref(tokens)
+    gc.disable()
+    try:
+        del tokens
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_a_model_that_cannot_run_packed_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

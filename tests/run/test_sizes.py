@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ def test_a_sample_is_measured(tiny_model: Path, tmp_path: Path) -> None:
     text_bytes = sum(len(text) for text in texts if text) / 599
     assert 1000 + text_bytes + 4 * WIDTH < found.row_bytes < 1.05 * (1000 + text_bytes + 4 * WIDTH)
     assert found.pace.batch_tokens in {trial.batch_tokens for trial in found.pace.trials}
+    assert [trial.batch_tokens for trial in Probe(replace(job, batch_tokens=777)).find().pace.trials] == [777]
     (tmp_path / "in" / "a.parquet").unlink()
     with pytest.raises(CorpusError, match="no text of the sample could be read"):
         Probe(job).find()
@@ -154,10 +156,8 @@ def test_what_can_not_be_measured_is_taken_from_the_defaults(
     job = outputs.document(output, "_control/job.json")
     assert (job["kept"], job["measured"]) == (DEFAULTS, {})
 
-    with caplog.at_level(logging.INFO, "embedding.run"):  # one of them is given, and a new beginning
-        embed(input=source, output=output, restart=True, unit_rows=10, batch_tokens="auto")
-        embed(input=source, output=str(tmp_path / "other"), unit_rows="auto", batch_tokens=777)
-    job, other = (outputs.document(url, "_control/job.json") for url in (output, str(tmp_path / "other")))
+    given = embed(input=source, output=output, restart=True, dry_run=True, unit_rows="auto", batch_tokens=777)
+    assert [given.plan[name] for name in OPEN] == ["measured when the run begins; 2048 here", 777]
+    assert embed(input=source, output=output, restart=True, unit_rows=10, batch_tokens="auto").status == "complete"
+    job = outputs.document(output, "_control/job.json")
     assert job["kept"] == {"unit_rows": 10, "batch_tokens": job["measured"]["pace"]["batch_tokens"]}
-    assert other["kept"] == {"unit_rows": 512, "batch_tokens": 777}
-    assert [trial["batch_tokens"] for trial in other["measured"]["pace"]["trials"]] == [777]
