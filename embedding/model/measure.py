@@ -54,6 +54,8 @@ class Measured:
     """Of a worker: tokenizing or encoding, whichever takes longer, as each hides behind the other."""
     trials: tuple[Trial, ...]
     """By rising budget."""
+    in_time: bool
+    """False: larger batches were not tried for want of time, though they might be faster."""
 
 
 def measure(embedder: Embedder, memory: DeviceMemory, texts: Sequence[str], budgets: Iterable[int]) -> Measured:
@@ -76,10 +78,11 @@ def measure(embedder: Embedder, memory: DeviceMemory, texts: Sequence[str], budg
     once = tokens.once
     if not len(once.ids):
         raise ValueError("the sample has no tokens")
-    trials = _climb(_Course(embedder, memory, once), budgets, deadline)
+    trials, in_time = _climb(_Course(embedder, memory, once), budgets, deadline)
     best = choose(trials)
     encode_seconds = len(once.ids) / best.tokens_per_second
-    return Measured(best.batch_tokens, best.tokens_per_second, len(texts) / max(tokenize_seconds, encode_seconds), tuple(trials))
+    rows_per_second = len(texts) / max(tokenize_seconds, encode_seconds)
+    return Measured(best.batch_tokens, best.tokens_per_second, rows_per_second, tuple(trials), in_time)
 
 
 def budgets_from(max_tokens: int) -> Iterator[int]:
@@ -107,12 +110,19 @@ def _tokenized(embedder: Embedder, texts: Sequence[str]) -> tuple[float, Tokeniz
     return time.perf_counter() - started, tokens
 
 
-def _climb(course: _Course, budgets: Iterable[int], deadline: float) -> list[Trial]:
-    """Try the budgets until they gain nothing any more, even when they are timed again in turns, or one does not fit."""
+def _climb(course: _Course, budgets: Iterable[int], deadline: float) -> tuple[list[Trial], bool]:
+    """Try the budgets until they gain nothing any more, even when they are timed again in turns, or one does not fit.
+
+    Answers with the trials, and whether there was time for it.
+    """
     runners: list[_Runner] = []
+    in_time = True
     for budget in budgets:
         best = max((runner.trial.tokens_per_second for runner in runners), default=0.0)
-        if runners and not course.can_try(budget, best, deadline - time.monotonic()):
+        if runners and budget > course.tokens:
+            break
+        if runners and time.monotonic() + course.seconds(budget, best) > deadline:
+            in_time = False
             break
         runners.append(course.enter(budget, best))
         if not runners[-1].fits:
@@ -121,7 +131,7 @@ def _climb(course: _Course, budgets: Iterable[int], deadline: float) -> list[Tri
             _run_again(runners, deadline)
             if _is_spent(runners):
                 break
-    return [runner.trial for runner in runners]
+    return [runner.trial for runner in runners], in_time
 
 
 def _is_spent(runners: Sequence[_Runner]) -> bool:
@@ -179,10 +189,14 @@ class _Course:
         order = longest_first(once.lengths)
         self._sorted = once.take(order[once.lengths[order] > 0])
 
-    def can_try(self, budget: int, tokens_per_second: float, seconds: float) -> bool:
-        """Whether the sample fills such a batch and there is time for it at the pace so far."""
-        expected = (1 + len(_PLACES)) * budget / tokens_per_second
-        return budget <= len(self._sorted.ids) and expected <= seconds
+    @property
+    def tokens(self) -> int:
+        """Of the sample: it fills no larger batch."""
+        return len(self._sorted.ids)
+
+    def seconds(self, budget: int, tokens_per_second: float) -> float:
+        """What it takes to enter a budget, at the pace so far."""
+        return (1 + len(_PLACES)) * budget / tokens_per_second
 
     def enter(self, budget: int, tokens_per_second: float) -> _Runner:
         """The budget, after its first round. Before that come the longest rows, unmeasured: of all batches they need most memory."""

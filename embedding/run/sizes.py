@@ -15,6 +15,8 @@ from embedding.config import JobConfig
 from embedding.corpus.output import JobSettings, Output
 from embedding.corpus.plan import SourceLayout
 from embedding.errors import EmbeddingJobError
+from embedding.model.batching import default_batch_tokens
+from embedding.model.measure import Measured
 from embedding.model.spec import ModelSpec
 from embedding.run.pipeline import Cluster, run_probe
 from embedding.run.placement import Placement, place_workers
@@ -54,10 +56,15 @@ def measured(config: JobConfig, layouts: Sequence[SourceLayout], model: ModelSpe
         log.warning("nothing was measured (%s); %s", error, _in_words(settings.kept))
         return settings
     rows = unit_rows(found, rows=_rows(config, layouts), workers=placement.max_workers)
-    chosen = {"unit_rows": rows, "batch_tokens": found.pace.batch_tokens}
+    chosen = {"unit_rows": rows, "batch_tokens": batch_tokens(found.pace, default_batch_tokens(placement.device, model.max_tokens))}
     kept = {name: chosen[name] if getattr(config, name) == "auto" else value for name, value in settings.kept.items()}
     log.info("measured: %s tokens/s; %s", f"{found.pace.tokens_per_second:,.0f}", _in_words(kept))
     return replace(settings, kept=kept, measured=asdict(found))
+
+
+def batch_tokens(pace: Measured, default: int) -> int:
+    """What was measured, but no less than the default where time ran out before that was tried: the machine may have been busy."""
+    return pace.batch_tokens if pace.in_time else max(pace.batch_tokens, default)
 
 
 def unit_rows(found: Findings, *, rows: int, workers: int) -> int:

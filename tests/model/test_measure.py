@@ -10,6 +10,7 @@ import psutil
 import pytest
 from torch import Tensor
 
+from embedding.model import measure as measuring
 from embedding.model import memory
 from embedding.model.embedder import Embedder
 from embedding.model.encoder import Encoder, PackedBatch
@@ -23,6 +24,12 @@ FIRST = 256
 MANY = [f"{number} {text}" for number in range(20) for text in TEXTS]
 """Two thousand texts; the number makes them differ where long ones are cut as well."""
 MEGABYTE = 2**20
+
+
+@pytest.fixture(autouse=True)
+def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a machine that is busy with other things."""
+    monkeypatch.setattr(measuring, "_SECONDS", 300)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +67,7 @@ def test_a_device_is_measured(embedder: Embedder) -> None:
     budgets = [trial.batch_tokens for trial in found.trials]
     assert budgets in ([256, 512, 1024], [256, 512, 1024, 2048])
     assert all(trial.fits and trial.tokens_per_second > 0 for trial in found.trials)
+    assert found.in_time
     chosen = choose(found.trials)
     assert (found.batch_tokens, found.tokens_per_second) == (chosen.batch_tokens, chosen.tokens_per_second)
     tokens = embedder.tokenize(MANY).once
@@ -77,6 +85,13 @@ def test_a_given_budget_is_the_only_trial(embedder: Embedder) -> None:
     found = measure(embedder, DeviceMemory("cpu"), MANY, [300])
     assert (found.batch_tokens, [trial.batch_tokens for trial in found.trials]) == (300, [300])
     assert found.tokens_per_second > 0
+
+
+def test_a_climb_that_time_cuts_off_says_so(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "_SECONDS", 0)
+    found = measure(embedder, DeviceMemory("cpu"), MANY, budgets_from(POSITIONS))
+    assert [trial.batch_tokens for trial in found.trials] == [FIRST]
+    assert not found.in_time
 
 
 def test_texts_without_tokens_are_refused(embedder: Embedder) -> None:
