@@ -111,11 +111,13 @@ class JobConfig(Config):
 
     batch_tokens: Annotated[Literal["auto"] | PositiveInt, _SPEED] = Field(
         "auto",
-        description="Tokens encoded in one batch; auto: 131072 on GPUs, 2048 on CPUs. The first run's choice is kept with the output.",
+        description="Tokens encoded in one batch; auto: measured when a large corpus is begun, else 131072 on GPUs, 2048 on CPUs. "
+        "The first run's choice is kept with the output.",
     )
     unit_rows: Annotated[Literal["auto"] | PositiveInt, _SPEED] = Field(
         "auto",
-        description="Rows in a work unit, and so in a shard; auto: 65536 on GPUs, 2048 on CPUs. The first run's choice is kept.",
+        description="Rows in a work unit, and so in a shard; auto: 10 seconds of work, measured when a large corpus (above "
+        "524288 rows on GPUs, 16384 on CPUs) is begun, else 65536 and 2048. The first run's choice is kept.",
     )
     workers: Annotated[str, _SPEED] = Field(
         "auto", description="Encoder processes: auto (as many as fit the cluster), N, or MIN:MAX (grows and shrinks)."

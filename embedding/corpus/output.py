@@ -71,6 +71,8 @@ class JobSettings:
     versions: dict[str, str] = field(default_factory=dict)
     asked: dict[str, Any] = field(default_factory=dict)
     """What the last run was asked that no fingerprint can say: where the model is, how many rows. A proof begins with it."""
+    measured: dict[str, Any] = field(default_factory=dict)
+    """What the first run measured before it chose what is kept; empty where it measured nothing."""
 
     @property
     def fingerprint(self) -> str:
@@ -142,7 +144,7 @@ class Output:
         try:
             document = json.loads(data)
             own = (document["vectors"], document["kept"], tuple(document["input"]), document["versions"])
-            return JobSettings(*own, document.get("asked", {}))
+            return JobSettings(*own, document.get("asked", {}), document.get("measured", {}))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{self.url}/{_JOB} is damaged ({error!r}); --restart begins anew") from error
 

@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from embedding.errors import ModelError
-from embedding.model.batching import batch_end, gather_rows, longest_first
+from embedding.model.batching import batch_end
 from embedding.model.encoder import Encoder, pack
 from embedding.model.pooling import Head
 from embedding.model.source import ModelFiles
@@ -85,7 +85,7 @@ class Embedder:
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Token ids of the texts. Safe to call from several threads, also while `embed` runs."""
         tokens = self._tokenizer(texts)
-        _ = tokens.distinct  # kept there, and found here, where no device waits for it
+        _ = tokens.once.longest_first  # kept there, and made here, where no device waits for it
         return tokens
 
     def embed(self, tokens: TokenizedTexts, batch_tokens: int) -> EmbeddedTexts:
@@ -97,16 +97,15 @@ class Embedder:
         Raises:
             ModelError: a single row does not fit the memory.
         """
-        rows, places_R = tokens.distinct
-        has_equals = len(rows) < len(places_R)
-        once = tokens.take(rows) if has_equals else tokens
+        once = tokens.once
         vectors_RD, padding = self._encode(self._encoder, once, batch_tokens)
         finite_R = _finite_rows(vectors_RD)
         if not finite_R.all() and self._spec.precision != "fp32":
             self._repair(once, vectors_RD, finite_R)
-        if has_equals:
+        if once is not tokens:
+            _, places_R = tokens.distinct
             vectors_RD, finite_R = vectors_RD[places_R], finite_R[places_R]
-        return EmbeddedTexts(vectors_RD, finite_R, self._budget(batch_tokens), padding, len(rows))
+        return EmbeddedTexts(vectors_RD, finite_R, self._budget(batch_tokens), padding, len(once.lengths))
 
     def _repair(self, tokens: TokenizedTexts, vectors_RD: npt.NDArray[np.float32], finite_R: npt.NDArray[np.bool_]) -> None:
         """Fill in the rows that are not finite from an fp32 copy of the model, which is loaded for them and dropped after."""
@@ -121,8 +120,7 @@ class Embedder:
 
         A row without any token, as an empty text is to a tokenizer that adds none of its own, gets zeros.
         """
-        order = longest_first(tokens.lengths)
-        sorted_ids, offsets = gather_rows(tokens.ids, tokens.offsets, order)
+        order, sorted_ids, offsets = tokens.longest_first
         lengths = np.diff(offsets)
         lengths = lengths[lengths > 0]
         on_gpu = self._device.type == "cuda"

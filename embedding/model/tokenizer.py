@@ -19,7 +19,7 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from embedding.errors import ModelError
-from embedding.model.batching import distinct_rows, gather_rows, offsets_of
+from embedding.model.batching import distinct_rows, gather_rows, longest_first, offsets_of
 from embedding.model.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,22 @@ class TokenizedTexts:
     def distinct(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The first row of each kind, and for every row the place of its kind among them."""
         return distinct_rows(self.ids, self.offsets)
+
+    @property
+    def once(self) -> TokenizedTexts:
+        """Rows of the same tokens once: these themselves where no two are the same."""
+        rows, places_R = self.distinct
+        return self._firsts if len(rows) < len(places_R) else self  # not cached: what holds itself stays until Python looks for cycles
+
+    @cached_property
+    def _firsts(self) -> TokenizedTexts:
+        return self.take(self.distinct[0])
+
+    @cached_property
+    def longest_first(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """(row numbers by falling length, the flat ids of the rows in that order, their offsets)."""
+        order = longest_first(self.lengths)
+        return order, *gather_rows(self.ids, self.offsets, order)
 
     def take(self, rows: npt.NDArray[np.int64]) -> TokenizedTexts:
         """These rows, in that order."""

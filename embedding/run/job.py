@@ -25,6 +25,7 @@ from embedding.run.placement import Placement, place_workers
 from embedding.run.progress import open_progress
 from embedding.run.report.publish import write_report
 from embedding.run.settings import columns_of, first_choices, first_precision, installed_versions, job_settings, what_was_asked
+from embedding.run.sizes import measured, open_choices
 from embedding.run.summary import Summary
 from embedding.run.worker import WorkerJob
 
@@ -71,12 +72,14 @@ def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None 
         model, settings = _settle(config, output, cluster)
         if config.dry_run:
             plan = _plan(config, output, corpus, model, settings, run_id)
-            plan.summary.plan = _describe(config, plan, corpus, cluster)
+            plan.summary.plan = _describe(config, plan, corpus, cluster, open_choices(config, output, corpus.layouts, cluster))
             _publish_elsewhere(config, _ended(plan.summary, started, on_end))
             return plan.summary
         with Lease.acquire(output.storage, run_id, config.lease_seconds) as lease:
             if config.restart:
                 output.clear()
+            if open_choices(config, output, corpus.layouts, cluster):
+                settings = measured(config, corpus.layouts, model, settings, cluster)
             plan = _plan(config, output, corpus, model, output.begin(settings), run_id)
             output.remember(plan.settings, _inputs(config), what_was_asked(config, model))
             try:
@@ -182,8 +185,9 @@ def _plan(config: JobConfig, output: Output, corpus: _Corpus, model: ModelSpec, 
     return _Plan(model, settings, units, pending, stale, summary)
 
 
-def _describe(config: JobConfig, plan: _Plan, corpus: _Corpus, cluster: Cluster) -> dict[str, object]:
+def _describe(config: JobConfig, plan: _Plan, corpus: _Corpus, cluster: Cluster, still_open: list[str]) -> dict[str, object]:
     placement = place_workers(config, cluster.nodes())
+    kept = plan.settings.kept
     return {
         "source files": len(corpus.layouts),
         "source bytes": sum(layout.source.size for layout in corpus.layouts),
@@ -193,7 +197,7 @@ def _describe(config: JobConfig, plan: _Plan, corpus: _Corpus, cluster: Cluster)
         "units to do": plan.summary.units_pending,
         "stale shards": len(plan.stale),
         "workers": placement,
-        **plan.settings.kept,
+        **{name: f"measured when the run begins; {value} here" if name in still_open else value for name, value in kept.items()},
         **plan.settings.vectors,
         "fingerprint": plan.settings.fingerprint,
     }
@@ -252,7 +256,7 @@ def _worker_job(config: JobConfig, output: Output, plan: _Plan, placement: Place
         max_unit_attempts=config.max_unit_attempts,
         fails_on_bad_rows=config.bad_rows == "fail",
         device=placement.device,
-        threads=None if placement.gpus else placement.cpus,
+        threads=placement.threads,
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any, Self
 import pyarrow as pa
 import ray
 import ray.data
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from embedding.corpus import ending
@@ -31,6 +31,7 @@ from embedding.errors import EmbeddingJobError
 from embedding.run.checker import CheckJob, check_stage
 from embedding.run.exchange import decode_checked, encode_unit
 from embedding.run.placement import READ_CPUS, Placement, available_cpus
+from embedding.run.probe import Findings, Probe, ProbeJob
 from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,10 @@ _READ_TASKS = 2_000
 """More units than these share read tasks: before the first one starts, Ray's driver puts the input of each into the object store, 1 ms
 each. Not far fewer, since a read task that dies with its node begins again.
 """
+_PLACE_SECONDS = 600
+"""A cluster that grows may have to get a machine first; the workers would wait for it too."""
+_PROBE_SECONDS = 300
+"""Loading a large model takes longest of what is done before the run, and is bounded by nothing else."""
 
 
 class Cluster:
@@ -138,6 +143,26 @@ def run_checks(units: Sequence[Unit], job: CheckJob, workers: int | None) -> Ite
             checked = decode_checked(text)
             attempts.settle(f"check {checked.unit}")
             yield checked
+
+
+def run_probe(job: ProbeJob, placement: Placement) -> Findings:
+    """What a process like a worker's measures. It waits for its place as a worker would, but not for ever.
+
+    Raises:
+        EmbeddingJobError: there was no place, or nothing could be measured.
+    """
+    actor: Any = ray.remote(Probe)
+    probe = actor.options(num_cpus=placement.cpus, num_gpus=placement.gpus).remote(job)
+    try:
+        ray.get(probe.is_there.remote(), timeout=_PLACE_SECONDS)
+        found: Findings = ray.get(probe.find.remote(), timeout=_PROBE_SECONDS)
+    except GetTimeoutError as error:
+        raise EmbeddingJobError("a worker to measure with was not ready in time") from error
+    except RayError as error:
+        raise EmbeddingJobError(reason_in(str(error)) or type(error).__name__) from error
+    finally:
+        ray.kill(probe)  # its place is for a worker
+    return found
 
 
 def _one_row_each(units: Sequence[Unit]) -> ray.data.Dataset:

@@ -35,6 +35,11 @@ class Placement:
         """Device type the encoder runs on."""
         return "cuda" if self.gpus else "cpu"
 
+    @property
+    def threads(self) -> int | None:
+        """CPU threads of the encoder; None for a GPU worker, which leaves them to torch."""
+        return None if self.gpus else self.cpus
+
 
 def place_workers(config: JobConfig, nodes: Sequence[Mapping[str, float]]) -> Placement:
     """The worker pool for a cluster whose nodes have these Ray resources.

@@ -34,6 +34,11 @@ def first_precision(config: JobConfig, device: str) -> Precision:
     return _DEFAULTS[device].precision if config.precision == "auto" else config.precision
 
 
+def default_unit_rows(device: str) -> int:
+    """Rows of a unit where nothing was measured: seconds of work for a small encoder."""
+    return _DEFAULTS[device].unit_rows
+
+
 def columns_of(config: JobConfig) -> Columns:
     """The columns that the job reads."""
     return Columns(config.text_column, (*([config.id_column] if config.id_column else []), *config.keep_columns))
@@ -56,7 +61,7 @@ def first_choices(config: JobConfig, model: ModelSpec, device: str) -> dict[str,
         rule = f"--batch-tokens={config.batch_tokens} is below the model's max_tokens={model.max_tokens}"
         raise ConfigError(f"{rule}; raise it or give a lower --max-tokens")
     return {
-        "unit_rows": _DEFAULTS[device].unit_rows if config.unit_rows == "auto" else config.unit_rows,
+        "unit_rows": default_unit_rows(device) if config.unit_rows == "auto" else config.unit_rows,
         "batch_tokens": default_batch_tokens(device, model.max_tokens) if config.batch_tokens == "auto" else config.batch_tokens,
     }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,26 +18,13 @@ from torch import Tensor
 from embedding.errors import ModelError
 from embedding.model.embedder import Embedder
 from embedding.model.encoder import Encoder, PackedBatch
+from tests.model.scarce import limit_memory
 from tests.model.tiny import TEXTS, WIDTH, save_model, spec_of, write_json
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model"), "bert")
-
-
-def limit_memory(monkeypatch: pytest.MonkeyPatch, error: Exception, tokens: int) -> list[int]:
-    """Let the encoder run out of memory above this many tokens; returns the sizes of all batches tried."""
-    run, tried = Encoder.__call__, []
-
-    def limited(self: Encoder, batch: PackedBatch) -> Tensor:
-        tried.append(len(batch.ids_T))
-        if len(batch.ids_T) > tokens:
-            raise error
-        return run(self, batch)
-
-    monkeypatch.setattr(Encoder, "__call__", limited)
-    return tried
 
 
 @pytest.mark.parametrize(
@@ -120,6 +109,27 @@ def test_equal_texts_are_encoded_once(folder: Path, monkeypatch: pytest.MonkeyPa
     assert found.vectors_RD.tobytes() == alone.vectors_RD[[0, 1, 2, 0, 1, 0]].tobytes()
     assert found.vectors_RD.flags.c_contiguous
     assert len(found.finite_R) == 6
+
+
+@pytest.mark.parametrize("texts", [["to be", "or", "not"], ["to be", "or", "to be"]])
+def test_what_needs_no_device_is_done_before_it_is_taken(folder: Path, texts: list[str]) -> None:
+    embedder = Embedder(spec_of(folder))
+    tokens = embedder.tokenize(texts)
+    made = [set(vars(rows)) for rows in (tokens, tokens.once)]
+    embedder.embed(tokens, 1000)
+    assert [set(vars(rows)) for rows in (tokens, tokens.once)] == made
+
+
+def test_tokens_go_with_their_unit(folder: Path) -> None:
+    """Not some units later, when Python looks for what holds itself."""
+    tokens = Embedder(spec_of(folder)).tokenize(["to be", "or", "not"])
+    kept = weakref.ref(tokens)
+    gc.disable()
+    try:
+        del tokens
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_a_model_that_cannot_run_packed_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

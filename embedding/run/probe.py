@@ -1,0 +1,137 @@
+"""What is measured before the first run of an output: a sample of its corpus, and what one worker makes of it. Knows no Ray."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+
+from embedding.corpus.plan import SourceLayout, Unit, make_unit
+from embedding.corpus.reader import Columns, read_unit, text_faults
+from embedding.errors import CorpusError, EmbeddingJobError
+from embedding.model.measure import Measured, budgets_from, measure
+from embedding.model.spec import ModelSpec
+
+_PLACES = 32
+_SAMPLE_ROWS = {"cpu": 2_048, "cuda": 16_384}
+"""A GPU is done with them in a moment, and its batches are larger."""
+_PLACE_BYTES = 2**20
+"""Of a file, at one place: long texts make a smaller sample."""
+_SAMPLE_CHARS = 2**23
+"""Two million tokens, more than any batch holds, take the slower tokenizer seven seconds."""
+_CHARS_PER_TOKEN = 4
+_READS_AT_ONCE = 8
+_READ_SECONDS = 10
+"""After so long the places that were read must do: row groups can be large and stores slow."""
+
+
+@dataclass(frozen=True)
+class ProbeJob:
+    """What the process that measures needs to know."""
+
+    model: ModelSpec
+    columns: Columns
+    sample: Sequence[Unit]
+    batch_tokens: int | None
+    """The user's, where only the pace is asked for."""
+    device: str
+    share: float
+    """Part of a GPU that is the worker's own."""
+    threads: int | None
+    """CPU threads of the encoder, None for a GPU worker."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found."""
+
+    device: str
+    sample_rows: int
+    row_bytes: float
+    """Text, copied columns and vector of a row, on average."""
+    pace: Measured
+
+
+class Probe:
+    """Lives in a process like a worker's."""
+
+    def __init__(self, job: ProbeJob) -> None:
+        self._job = job
+
+    def is_there(self) -> bool:
+        """Answers as soon as the process has its place."""
+        return bool(self._job.sample)
+
+    def find(self) -> Findings:
+        """Read the sample, load the model, measure.
+
+        Raises:
+            EmbeddingJobError: the sample has no text, or the model cannot be loaded.
+        """
+        from embedding.model.embedder import Embedder  # not for the driver, which needs only what is found
+        from embedding.model.memory import DeviceMemory
+
+        job = self._job
+        texts, row_bytes = _read(job.sample, job.columns, head_chars=_CHARS_PER_TOKEN * job.model.max_tokens)
+        embedder = Embedder(job.model, device=job.device, threads=job.threads)
+        budgets = budgets_from(job.model.max_tokens) if job.batch_tokens is None else [job.batch_tokens]
+        pace = measure(embedder, DeviceMemory(job.device, job.share), texts, budgets)
+        return Findings(embedder.description["device"], len(texts), row_bytes + 4 * embedder.dim, pace)
+
+
+def sample_units(layouts: Sequence[SourceLayout], device: str, limit_rows: int | None) -> list[Unit]:
+    """Some rows at the beginning of row groups that are spread evenly over the corpus; a row group's beginning is read without the rest."""
+    groups = list(_row_groups(layouts, limit_rows))
+    places = min(_PLACES, len(groups))
+    units = []
+    for layout, first_row, rows in (groups[len(groups) * place // places] for place in range(places)):
+        fitting = _PLACE_BYTES * layout.num_rows // max(1, layout.source.size)
+        wanted = min(rows, max(1, fitting), -(-_SAMPLE_ROWS[device] // places))
+        units.append(make_unit(layout.source, first_row, wanted, "sample"))
+    random.Random(0).shuffle(units)  # so that the first of them are spread as well
+    return units
+
+
+def _row_groups(layouts: Sequence[SourceLayout], limit_rows: int | None) -> Iterator[tuple[SourceLayout, int, int]]:
+    """(file, first row, rows) of each row group, empty ones left out, as far as `limit_rows` goes."""
+    remaining = sum(layout.num_rows for layout in layouts) if limit_rows is None else limit_rows
+    for layout in layouts:
+        for first_row, rows in zip(accumulate(layout.row_groups, initial=0), layout.row_groups, strict=False):
+            if min(rows, remaining):
+                yield layout, first_row, min(rows, remaining)
+                remaining -= min(rows, remaining)
+
+
+def _read(sample: Sequence[Unit], columns: Columns, head_chars: int) -> tuple[list[str], float]:
+    """(the texts, bytes of a row as read on average); places that cannot be read are left out here, their units will say why.
+
+    Of texts that the model reads no further than `head_chars` there are fewer.
+
+    Raises:
+        CorpusError: no text was found.
+    """
+    deadline = time.monotonic() + _READ_SECONDS
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        found = [part for part in pool.map(lambda unit: _read_place(unit, columns, deadline), sample) if part is not None]
+    texts = [text for part, _ in found for text in part]
+    if not any(texts):
+        raise CorpusError("no text of the sample could be read")
+    sizes = np.minimum([len(text) for text in texts], head_chars)
+    enough = 1 + int(np.searchsorted(np.cumsum(sizes), _SAMPLE_CHARS))
+    return texts[:enough], sum(size for _, size in found) / len(texts)
+
+
+def _read_place(unit: Unit, columns: Columns, deadline: float) -> tuple[list[str], int] | None:
+    if time.monotonic() > deadline:
+        return None
+    try:
+        rows = read_unit(unit, columns)
+    except EmbeddingJobError:
+        return None
+    good = np.delete(np.arange(unit.num_rows), list(text_faults(rows.text)))
+    return rows.text.take(good).to_pylist(), rows.text.nbytes + rows.copied.nbytes

@@ -1,0 +1,102 @@
+"""The sizes of units and batches that a user leaves open: measured for a new output, where its corpus is worth it.
+
+Nothing depends on it: where it fails, the run takes the defaults.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from embedding.config import JobConfig
+from embedding.corpus.output import JobSettings, Output
+from embedding.corpus.plan import SourceLayout
+from embedding.errors import EmbeddingJobError
+from embedding.model.batching import default_batch_tokens
+from embedding.model.measure import Measured
+from embedding.model.spec import ModelSpec
+from embedding.run.pipeline import Cluster, run_probe
+from embedding.run.placement import Placement, place_workers
+from embedding.run.probe import Findings, ProbeJob, sample_units
+from embedding.run.settings import columns_of, default_unit_rows
+
+log = logging.getLogger(__name__)
+
+_WORTH_UNITS = 8
+"""A corpus of more units of default size is worth some seconds of measuring; a smaller one is done sooner without."""
+_UNIT_SECONDS = 10
+_UNIT_BYTES = 2**28
+"""Texts, copied columns and vectors of a unit; a worker has two units in hand, and more wait at it."""
+_UNITS_PER_WORKER = 4
+"""At least, so that no worker waits long for the last one."""
+_LEAST_ROWS = 512
+"""Smaller units cost Ray more than they help, however many the workers are."""
+
+
+def open_choices(config: JobConfig, output: Output, layouts: Sequence[SourceLayout], cluster: Cluster) -> list[str]:
+    """The sizes that a run measures when it begins: those left open, for a new output and a corpus that is worth it."""
+    names = [name for name in ("unit_rows", "batch_tokens") if getattr(config, name) == "auto"]
+    if not names or not (config.restart or output.settings() is None):
+        return []
+    device = place_workers(config, cluster.nodes()).device
+    return names if _rows(config, layouts) > _WORTH_UNITS * default_unit_rows(device) else []
+
+
+def measured(config: JobConfig, layouts: Sequence[SourceLayout], model: ModelSpec, settings: JobSettings, cluster: Cluster) -> JobSettings:
+    """The settings with what was measured for this corpus, or as they are where that fails: a run is no worse for it."""
+    placement = place_workers(config, cluster.nodes())
+    waiting = "" if placement.fitting else "; the cluster has no room for one now, waiting for a node to join"
+    log.info("measuring batches and pace of a worker%s", waiting)
+    try:
+        found = run_probe(_probe_job(config, layouts, model, placement), placement)
+    except EmbeddingJobError as error:
+        log.warning("nothing was measured (%s); %s", error, _in_words(settings.kept))
+        return settings
+    rows = unit_rows(found, rows=_rows(config, layouts), workers=placement.max_workers)
+    chosen = {"unit_rows": rows, "batch_tokens": batch_tokens(found.pace, default_batch_tokens(placement.device, model.max_tokens))}
+    kept = {name: chosen[name] if getattr(config, name) == "auto" else value for name, value in settings.kept.items()}
+    log.info("measured: %s tokens/s; %s", f"{found.pace.tokens_per_second:,.0f}", _in_words(kept))
+    return replace(settings, kept=kept, measured=asdict(found))
+
+
+def batch_tokens(pace: Measured, default: int) -> int:
+    """What was measured, but no less than the default where time ran out before that was tried: the machine may have been busy."""
+    return pace.batch_tokens if pace.in_time else max(pace.batch_tokens, default)
+
+
+def unit_rows(found: Findings, *, rows: int, workers: int) -> int:
+    """Rows of a unit, a power of two: some seconds of work, within what memory, the workers and Ray bear.
+
+    Args:
+        found: pace of a worker and size of a row.
+        rows: of the corpus.
+        workers: of the run.
+    """
+    by_pace = max(_LEAST_ROWS, found.pace.rows_per_second * _UNIT_SECONDS)
+    by_workers = max(_LEAST_ROWS, rows / (workers * _UNITS_PER_WORKER))
+    by_bytes = max(1, _UNIT_BYTES / found.row_bytes)
+    return int(2 ** min(np.rint(np.log2(by_pace)), np.floor(np.log2(min(by_workers, by_bytes)))))
+
+
+def _rows(config: JobConfig, layouts: Sequence[SourceLayout]) -> int:
+    rows = sum(layout.num_rows for layout in layouts)
+    return rows if config.limit_rows is None else min(rows, config.limit_rows)
+
+
+def _probe_job(config: JobConfig, layouts: Sequence[SourceLayout], model: ModelSpec, placement: Placement) -> ProbeJob:
+    return ProbeJob(
+        model=model,
+        columns=columns_of(config),
+        sample=sample_units(layouts, placement.device, config.limit_rows),
+        batch_tokens=None if config.batch_tokens == "auto" else config.batch_tokens,
+        device=placement.device,
+        share=min(1.0, placement.gpus),
+        threads=placement.threads,
+    )
+
+
+def _in_words(kept: dict[str, int]) -> str:
+    return f"batches of {kept['batch_tokens']:,} tokens, units of {kept['unit_rows']:,} rows"
