@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,11 +28,11 @@ from embedding.corpus import ending
 from embedding.corpus.check import CheckedUnit
 from embedding.corpus.ledger import CommitRecord, records_from_table
 from embedding.corpus.plan import Unit
-from embedding.errors import EmbeddingJobError
+from embedding.errors import EmbeddingJobError, ModelError
 from embedding.run.checker import CheckJob, check_stage
 from embedding.run.exchange import decode_checked, encode_unit
 from embedding.run.placement import READ_CPUS, Placement, available_cpus
-from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
+from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def run_units(
             num_cpus=READ_CPUS,
         )
         .map_batches(
-            worker,
+            _Starting,
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
@@ -112,7 +113,7 @@ def run_units(
             ),
             num_cpus=placement.cpus,
             num_gpus=placement.gpus,
-            fn_constructor_kwargs={"job": job, "attempts": attempts},
+            fn_constructor_kwargs={"worker": worker, "job": job, "attempts": attempts},
         )
     )
     for batch in _stream(dataset):
@@ -152,6 +153,29 @@ def _stream(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     except RayError as error:
         raise _explained(error) from error
+
+
+class _Starting:
+    """A worker that starts in any case, and says at its first unit why it can not work: where one does not start, Ray prints a traceback.
+
+    Raises:
+        ModelError: the model is of no use on this machine.
+        EmbeddingJobError: anything else.
+    """
+
+    def __init__(self, worker: type[EmbeddingWorker], job: WorkerJob, attempts: _RemoteAttempts) -> None:
+        self._worker: EmbeddingWorker | None = None
+        try:
+            self._worker = worker(job, attempts)
+        except Exception as error:  # whatever a machine of a cluster lacks
+            log.warning("a worker cannot start", exc_info=not isinstance(error, EmbeddingJobError))
+            kind = ModelError if isinstance(error, ModelError) else EmbeddingJobError
+            self._error = kind(f"a worker on {socket.gethostname()} cannot start: {reason_of(error)}")
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        if self._worker is None:
+            raise self._error
+        return self._worker(batch)
 
 
 class _AttemptCounter:
@@ -205,6 +229,8 @@ def reason_in(text: str) -> str:
 def _explained(error: RayError) -> EmbeddingJobError:
     """What stopped the pipeline as one sentence."""
     reason = reason_in(str(error)) or type(error).__name__
+    if f"{ModelError.__module__}.{ModelError.__qualname__}: {reason}" in str(error):
+        return ModelError(f"the run stopped: {reason}")
     if "run the same command again" in reason:  # it says already what to do before that
         return EmbeddingJobError(f"the run stopped: {reason}")
     return EmbeddingJobError(f"the run stopped: {reason}; when that is mended, run the same command again to go on")
