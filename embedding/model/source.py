@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -21,7 +22,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
+from huggingface_hub.utils.tqdm import disable_progress_bars
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from embedding.config import DEFAULT_MODEL
 from embedding.errors import ModelError, ModelUnreachableError
@@ -33,8 +35,10 @@ SMALL_FILES = ["*.json", "*.txt", "*.model", "*.py"]
 """Everything but weights: settings, tokenizer files and (run only when trusted) code."""
 
 _HUB_TIMEOUT_SECONDS = 20.0
-_HUB_PATIENCE_SECONDS = 300
+_DOWNLOAD_PATIENCE_SECONDS = 300
 """A hub that refuses because it is asked too often, as by many nodes that start at once, is asked again for that long."""
+_ANSWER_PATIENCE_SECONDS = 30
+"""The same for the one question of the driver, which the cache may answer as well."""
 _BUSY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -152,21 +156,23 @@ def _is_busy(error: BaseException) -> bool:
     return error.__cause__ is not None and _is_busy(error.__cause__)
 
 
-@retry(
-    retry=retry_if_exception(_is_busy),
-    wait=wait_random_exponential(multiplier=1, max=60),  # random, so that the nodes of a cluster do not come back at once
-    stop=stop_after_delay(_HUB_PATIENCE_SECONDS),
-    reraise=True,
-)
+def _patiently(seconds: float) -> Retrying:
+    """Asks a hub that refuses for now again for that long, after random waits, so that the nodes of a cluster do not come back at once."""
+    wait = wait_random_exponential(multiplier=1, max=60)
+    return Retrying(retry=retry_if_exception(_is_busy), wait=wait, stop=stop_after_delay(seconds), reraise=True)
+
+
 def _download(name: str, commit: str | None, patterns: Sequence[str]) -> Path:
-    return Path(snapshot_download(name, revision=commit, allow_patterns=[*patterns]))
+    disable_progress_bars()  # one for each process would fill the job's log
+    return Path(_patiently(_DOWNLOAD_PATIENCE_SECONDS)(snapshot_download, name, revision=commit, allow_patterns=[*patterns]))
 
 
 def _open_hub(name: str, revision: str | None) -> tuple[ModelSource, ModelFiles]:
     """Ask the hub for the commit and the digests of large files; where it cannot be reached, use its cache."""
     neither = f"--model={name} is neither a folder nor"
     try:
-        info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=_HUB_TIMEOUT_SECONDS)
+        ask = partial(HfApi().model_info, revision=revision, files_metadata=True, timeout=_HUB_TIMEOUT_SECONDS)
+        info = _patiently(_ANSWER_PATIENCE_SECONDS)(ask, name)
         root = _from_hub(name, info.sha, SMALL_FILES)
     except HFValidationError as error:
         raise ModelError(f"{neither} a hub id of the form owner/name; check the spelling") from error

@@ -11,6 +11,8 @@ import os
 import re
 import signal
 import socket
+import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -38,6 +40,7 @@ log = logging.getLogger(__name__)
 
 _RAISED = re.compile(r"^[\w.]*(Error|Exception): ")
 """How the last line of a traceback begins."""
+_GREETING = b"Set ray log level from environment variable"
 _UNITS_IN_HAND = 2
 """Units that a worker works on at once: one on the device, one being tokenized, written or put."""
 _UNITS_AHEAD = 2
@@ -71,7 +74,7 @@ class Cluster:
             log.info("starting Ray on this machine, %d CPUs (set RAY_ADDRESS to use a running cluster)", cpus)
             options |= {"address": "local", "num_cpus": cpus + 1, "include_dashboard": False}
             self._embedded = True
-        with _own_sigterm():
+        with _own_sigterm(), _without_greeting():
             ray.init(**options)
         self._ours = True
 
@@ -243,6 +246,24 @@ def _own_sigterm() -> Iterator[None]:
     yield
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _without_greeting() -> Iterator[None]:
+    """Ray's C++ side says at each connect, on stderr itself, at what level it logs; all else that it says comes a moment later."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            said.seek(0)
+            for line in said:
+                if _GREETING not in line:
+                    os.write(2, line)
 
 
 def _quiet() -> None:
