@@ -106,7 +106,10 @@ def _clock(seconds: float | None) -> str:
 
 
 class OtherVoices(io.StringIO):
-    """Stands for stdout while a run works: of what libraries print, the first line is logged. Ray prints tracebacks of what it only retries."""
+    """Stands for stdout while a run works: of what libraries print, the first line is logged.
+
+    Ray prints whole tracebacks of what it is only going to try again.
+    """
 
     def write(self, text: str) -> int:
         """Log it; nothing is kept."""

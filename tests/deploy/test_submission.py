@@ -22,7 +22,7 @@ from embedding.run.submission import submit, watch
 from tests.deploy.job_server import JobServer, bare_python, job_server
 from tests.model.tiny import save_model
 from tests.support import corpora, outputs
-from tests.support.job import REPOSITORY, SCRIPT
+from tests.support.job import LOG_LINE, REPOSITORY, SCRIPT
 from tests.support.waiting import wait_until
 
 ROWS, UNIT_ROWS = 600, 3
@@ -30,7 +30,6 @@ COMMAND = ("python", "jobs/embed_corpus.py")
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "job"]
 FAILED_UNITS = """echo 'failed: {"source": "a"}'; echo '{"run": "r", "status": "failed units"}'; echo late; exit 3"""
 FROM_RAY = r"[-\d]+ [:,\d]+\s+INFO job_(manager|supervisor)\.py:\d+ -- (Runtime env is setting up\.|Running entrypoint for job .*)"
-FROM_US = r"\d\d:\d\d:\d\d (INFO|WARNING) \S.*"
 PROGRESS = r".* of [\d,]+ rows \(\d+%\), [\d,]+ rows/s, [\d,]+ tokens/s, \d+ units failed, ETA (unknown|\d+:\d\d:\d\d)"
 
 
@@ -98,7 +97,7 @@ def logs_of(name: str, server: JobServer, submitted: list[str], cwd: Path) -> li
 
 def rest_of(lines: list[str]) -> list[str]:
     """Lines that are neither a message of ours nor one of the few that Ray's job server writes itself."""
-    return [line for line in lines if line and not re.fullmatch(f"{FROM_US}|{FROM_RAY}", line)]
+    return [line for line in lines if line and not re.fullmatch(f"{LOG_LINE}|{FROM_RAY}", line)]
 
 
 def test_a_working_directory_is_all_that_workers_need(undisturbed: tuple[str, list[str]]) -> None:

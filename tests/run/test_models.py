@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from s3fs import S3FileSystem
 
 from embedding.config import DEFAULT_MODEL, JobConfig
 from embedding.errors import AccessError, ConfigError, ModelError, ModelUnreachableError
 from embedding.model.source import ModelFiles, ModelSource
 from embedding.model.spec import ModelSpec, check_files
 from embedding.run.models import cache_folder, find_model, model_folder
-from tests.model.tiny import save_model, spec_of, write_json
+from tests.model.tiny import save_model, spec_of
 from tests.run.here import embed_here, prove_here
 from tests.support import corpora, outputs
 from tests.support.faulty_proxy import faulty_proxy
@@ -25,16 +26,23 @@ from tests.support.s3_server import S3Server
 from tests.support.waiting import wait_until
 
 NAME = "someone/tiny"
-PROCESSES = 4
-FETCH = """
+PROCESSES = 3
+DOWNLOAD = f"""
+import sys
+from pathlib import Path
+from embedding.model.source import ModelSource
+Path(sys.argv[1]).touch()
+print(ModelSource("hub", "{NAME}", "{COMMIT}").folder(["model.safetensors"]))
+"""
+COPY = """
 import pickle, sys
 from pathlib import Path
 from embedding.run.models import model_folder
-spec = pickle.loads(Path(sys.argv[1]).read_bytes())
-Path(sys.argv[2]).touch()
+spec = pickle.loads(Path(sys.argv[2]).read_bytes())
+Path(sys.argv[1]).touch()
 print(model_folder(spec))
 """
-"""What a worker does before it loads its model."""
+"""Both are what a worker does before it loads its model."""
 RESOLVE = """
 import pickle, sys
 from pathlib import Path
@@ -74,12 +82,12 @@ def at(url: str, **options: str) -> ModelSpec:
 class Processes:
     """Some that each want the same model on this machine, at the same moment."""
 
-    def __init__(self, spec: Path, folder: Path, env: dict[str, str]) -> None:
+    def __init__(self, program: str, *arguments: str, folder: Path, env: dict[str, str]) -> None:
         self._ready = [folder / f"ready-{number}" for number in range(PROCESSES)]
-        command = [sys.executable, "-c", FETCH, str(spec)]
+        command = [sys.executable, "-c", program]
         variables = {**os.environ, **env}
         self._running = [
-            subprocess.Popen([*command, str(ready)], env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen([*command, str(ready), *arguments], env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             for ready in self._ready
         ]
 
@@ -115,7 +123,7 @@ def test_one_process_of_a_machine_downloads_a_hub_model(server: Hub, hub_environ
     server.requests.clear()
     server.refusals.append(429)
     another = {**hub_environment, "HF_HOME": str(tmp_path / "another machine")}
-    processes = Processes(found, tmp_path, another)
+    processes = Processes(DOWNLOAD, folder=tmp_path, env=another)
     server.before_download = lambda _: processes.wait_until_all_want_it()
     [folder] = processes.folders()
 
@@ -131,7 +139,7 @@ def test_one_process_of_a_machine_copies_a_model_at_a_url(s3: S3Server, model: P
     (tmp_path / "spec").write_bytes(pickle.dumps(at(url)))
     with faulty_proxy(s3.endpoint) as proxy:
         another = {"AWS_ENDPOINT_URL": proxy.endpoint, "EMBED_CACHE": str(tmp_path / "another machine")}
-        processes = Processes(tmp_path / "spec", tmp_path, another)
+        processes = Processes(COPY, str(tmp_path / "spec"), folder=tmp_path, env=another)
 
         def hold(when: str, method: str, path: str) -> None:
             if (when, method) == ("before", "GET") and path.endswith("safetensors"):
@@ -200,14 +208,15 @@ def test_a_model_at_a_url_that_cannot_be_had(s3: S3Server, model: Path, monkeypa
         at(f"{url}-not-there")
     with pytest.raises(ConfigError, match="cannot be opened"):
         at("nonsense://bucket/model")
-    write_json(model / "modules.json", {"no": "list"})
     spec = at(url)
+    S3FileSystem.clear_instance_cache()  # which know their credentials
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(AccessError):
         at(url)
     with pytest.raises(ModelUnreachableError, match=r"cannot be fetched here: .* is not allowed") as caught:
         model_folder(spec)
     assert caught.value.exit_code == 1
+    S3FileSystem.clear_instance_cache()
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:

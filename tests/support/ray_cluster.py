@@ -31,7 +31,7 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_
 print(cluster.address, flush=True)
 for line in sys.stdin:
     node = cluster.add_node(**json.loads(line))
-    print(node.all_processes["raylet"][0].process.pid, node.unique_id, flush=True)
+    print(node.all_processes["raylet"][0].process.pid, node.node_id, flush=True)
 for node in cluster.list_all_nodes():
     node.kill_all_processes(check_alive=False, allow_graceful=False)
 """
