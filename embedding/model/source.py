@@ -136,7 +136,7 @@ def open_model(name: str, revision: str | None) -> tuple[ModelSource, ModelFiles
 def alone_on_this_machine(lock: Path) -> Iterator[None]:
     """Wait until no other process of this machine holds the lock file, and hold it while the block runs."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    with FileLock(lock, mode=0o666):  # caches are shared between users, too
         yield
 
 

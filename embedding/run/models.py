@@ -15,7 +15,7 @@ from pathlib import Path
 from embedding.config import JobConfig, Precision
 from embedding.corpus.sources import version_of
 from embedding.corpus.storage import Storage, filesystem_of, is_local, open_storage
-from embedding.errors import EmbeddingJobError, ModelError, ModelUnreachableError
+from embedding.errors import ConfigError, EmbeddingJobError, ModelError, ModelUnreachableError
 from embedding.model.source import SMALL_FILES, ModelFiles, ModelSource, alone_on_this_machine
 from embedding.model.spec import ModelSpec, resolve_model
 
@@ -82,12 +82,21 @@ class _Remote:
         return cls(storage, {name: version for name, version in found.items() if _is_wanted(name, folders)})
 
     def copy(self) -> Path:
-        """The folder here; other files at the URL, or other versions of them, have another one."""
+        """The folder here; other files at the URL, or other versions of them, have another one.
+
+        Raises:
+            ConfigError: this machine's cache does not take it.
+        """
         key = hashlib.sha256(json.dumps([self.storage.url, *sorted(self.versions.items())]).encode()).hexdigest()[:16]
         folder = cache_folder() / f"{self.storage.url.rpartition('/')[2]}-{key}"
-        with alone_on_this_machine(folder.with_name(f"{folder.name}.lock")):
-            if not folder.is_dir():
-                self._fetch(folder)
+        try:
+            with alone_on_this_machine(folder.with_name(f"{folder.name}.lock")):
+                if not folder.is_dir():
+                    self._fetch(folder)
+        except OSError as error:
+            raise ConfigError(
+                f"{self.storage.url} cannot be copied to {folder} ({error}); set EMBED_CACHE to a folder that takes it"
+            ) from error
         return folder
 
     def _fetch(self, folder: Path) -> None:
@@ -119,4 +128,4 @@ def _modules(storage: Storage) -> Iterator[str]:
 
 def _is_wanted(name: str, folders: set[str]) -> bool:
     folder, _, file = name.rpartition("/")
-    return folder in folders and any(fnmatch(file, pattern) for pattern in _WANTED)
+    return ".." not in folder.split("/") and folder in folders and any(fnmatch(file, pattern) for pattern in _WANTED)

@@ -16,7 +16,7 @@ from embedding.config import DEFAULT_MODEL, JobConfig
 from embedding.errors import AccessError, ConfigError, ModelError, ModelUnreachableError
 from embedding.model.source import ModelFiles, ModelSource
 from embedding.model.spec import ModelSpec, check_files
-from embedding.run.models import cache_folder, find_model, model_folder
+from embedding.run.models import _is_wanted, cache_folder, find_model, model_folder
 from tests.model.tiny import save_model, spec_of
 from tests.run.here import embed_here, prove_here
 from tests.support import corpora, outputs
@@ -217,6 +217,22 @@ def test_a_model_at_a_url_that_cannot_be_had(s3: S3Server, model: Path, monkeypa
         model_folder(spec)
     assert caught.value.exit_code == 1
     S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize("name", ["../config.json", "a/../../config.json", "checkpoint-5/model.safetensors", "pytorch_model.bin"])
+def test_what_does_not_belong_to_a_model_is_not_copied(name: str) -> None:
+    folders = {"", "..", "a/../..", "1_Pooling"}
+    assert not _is_wanted(name, folders)
+    assert _is_wanted("config.json", folders)
+    assert _is_wanted("1_Pooling/model.safetensors", folders)
+
+
+def test_a_cache_that_takes_nothing(s3: S3Server, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = upload(model, f"{s3.folder()}/tiny")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EMBED_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"cannot be copied to .* set EMBED_CACHE to a folder that takes it"):
+        at(url)
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
