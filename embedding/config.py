@@ -84,7 +84,7 @@ class JobConfig(Config):
     model: Annotated[str, _MODEL] = Field(
         DEFAULT_MODEL,
         min_length=1,
-        description="Folder or hub id of a transformers or sentence-transformers encoder with safetensors weights.",
+        description="Folder, fsspec URL of one, or hub id of a transformers or sentence-transformers encoder with safetensors weights.",
     )
     revision: Annotated[str | None, _MODEL] = Field(None, description="Branch, tag or commit of a hub model.")
     trust_remote_code: Annotated[bool, _MODEL, _FLAG] = Field(False, description="Run Python code that the model folder brings along.")

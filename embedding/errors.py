@@ -44,6 +44,10 @@ class ModelError(ConfigError):
     """The model cannot be found, loaded or used as an encoder."""
 
 
+class ModelUnreachableError(EmbeddingJobError):
+    """One machine cannot get the model that the job was planned with; running again can help."""
+
+
 class CorpusError(ConfigError):
     """The corpus as a whole cannot be used: nothing matched, a column is missing or is no text."""
 

@@ -92,6 +92,9 @@ def job_of(words: list[str], patch: pytest.MonkeyPatch) -> JobConfig | None:
             return None
         case ["ray", "job", "submit", "--address", _, "--working-dir", ".", "--", *command]:
             return job_of(command, patch)
+        case ["ray", "job", "submit", "--address", _, "--runtime-env", file, "--", "embed-corpus", *arguments]:
+            assert any(block.text.startswith(f"# {file}\n") for block in BLOCKS)
+            return parse(arguments)
         case ["ray", "job", "submit", "--address", _, "--", "embed-corpus", *arguments]:  # where the nodes have it installed
             return parse(arguments)
         case ["ray", "exec", file, command]:

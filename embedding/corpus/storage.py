@@ -93,10 +93,14 @@ class Storage:
 
     def list(self, prefix: str) -> dict[str, int]:
         """Names and sizes in bytes of everything below the folder `prefix`, sorted by name; empty where there is no such folder."""
+        return {name: info["size"] for name, info in self.details(prefix).items()}
+
+    def details(self, prefix: str) -> dict[str, dict[str, Any]]:
+        """The same with all that the file system says of each."""
         with explained(f"listing {self.url}/{prefix}"):
             found = with_retries(lambda: self._fs.find(self.path(prefix), detail=True))
         start = len(self._root) + 1
-        return {path[start:]: info["size"] for path, info in sorted(found.items()) if info["type"] == "file"}
+        return {path[start:]: info for path, info in sorted(found.items()) if info["type"] == "file"}
 
     def exists(self, name: str) -> bool:
         """Whether there is such an object."""
@@ -116,6 +120,11 @@ class Storage:
         options = {"cache_type": "none"} if self._is_s3 else {}
         with explained(f"opening {self.url}/{name}"):
             return cast(BinaryIO, with_retries(lambda: self._fs.open(self.path(name), "rb", **options)))
+
+    def download(self, name: str, file: Path) -> None:
+        """Write the object's bytes into a local file, a piece at a time."""
+        with explained(f"reading {self.url}/{name}"):
+            with_retries(lambda: self._fs.get_file(self.path(name), str(file)))
 
     def put(self, name: str, data: bytes) -> None:
         """Make the object visible whole, replacing any earlier one."""

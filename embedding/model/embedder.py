@@ -9,6 +9,7 @@ import logging
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -51,16 +52,19 @@ class Embedder:
         packed: rows run without padding.
     """
 
-    def __init__(self, spec: ModelSpec, *, device: str | None = None, threads: int | None = None) -> None:
+    def __init__(self, spec: ModelSpec, *, device: str | None = None, threads: int | None = None, folder: Path | None = None) -> None:
         """Load the model on `device` (default: the GPU if there is one) and let torch use `threads` CPU cores.
+
+        `folder` is where its files lie here, which a model at a URL must be told.
 
         Raises:
             ModelError: the model cannot be loaded here, or its files are not those that the job was planned with.
+            ModelUnreachableError: it cannot be downloaded.
         """
         if threads is not None:
             torch.set_num_threads(threads)
         self._spec = spec
-        self._folder = spec.source.folder(spec.weight_files)
+        self._folder = folder or spec.source.folder(spec.weight_files)
         check_files(spec, ModelFiles(self._folder))
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._tokenizer = Tokenizer(spec, self._folder)

@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
@@ -209,7 +210,7 @@ def _load(spec: ModelSpec, folder: Path) -> PreTrainedModel:
             trust_remote_code=spec.trust_remote_code,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model {spec.source.name!r} cannot be loaded ({str(error).splitlines()[0]}); check its files") from error
     # transformers fills what is missing with random numbers; only the pooler, which nothing here reads, may be missing.
     if missing := sorted(name for name in info["missing_keys"] if "pooler" not in name):

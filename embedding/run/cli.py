@@ -26,7 +26,7 @@ import embedding
 from embedding.config import JobConfig, explain, missing
 from embedding.corpus import ending
 from embedding.errors import ConfigError, EmbeddingJobError, ExitCode, Terminated
-from embedding.run.progress import log_to_stderr
+from embedding.run.progress import OtherVoices, log_to_stderr
 
 if TYPE_CHECKING:
     from embedding.run.summary import Summary
@@ -89,7 +89,7 @@ def _embed(argv: list[str]) -> int:
     if config.restart and not config.dry_run:
         _confirm_restart(config)
     stdout = sys.stdout
-    with redirect_stdout(sys.stderr):  # Ray prints its workers' troubles to stdout, which is the summary's alone
+    with redirect_stdout(OtherVoices()):  # Ray prints its workers' troubles to stdout, which is the summary's alone
         return embedding.embed_corpus(config, on_end=partial(_report, stdout=stdout)).exit_code
 
 

@@ -19,7 +19,8 @@ from embedding.corpus.reader import read_layouts
 from embedding.corpus.sources import absolute, list_sources
 from embedding.corpus.storage import filesystem_of, open_storage
 from embedding.errors import AccessError, ConfigError, CorpusError, EmbeddingJobError, StorageError
-from embedding.model.spec import ModelSpec, resolve_model
+from embedding.model.spec import ModelSpec
+from embedding.run.models import find_model
 from embedding.run.pipeline import Cluster, run_units
 from embedding.run.placement import Placement, place_workers
 from embedding.run.progress import open_progress
@@ -148,10 +149,10 @@ def _settle(config: JobConfig, output: Output, cluster: Cluster) -> tuple[ModelS
     existing = None if config.restart else output.settings()
     if existing is None:
         device = place_workers(config, cluster.nodes()).device
-        model = resolve_model(config, precision=first_precision(config, device))
+        model = find_model(config, precision=first_precision(config, device))
         return model, job_settings(config, model, first_choices(config, model, device), _inputs(config))
     precision = existing.vectors["precision"] if config.precision == "auto" else config.precision
-    model = resolve_model(config, precision=precision)
+    model = find_model(config, precision=precision)
     settings = job_settings(config, model, existing.kept, existing.input)
     existing.require_same_vectors(settings, output.url)
     for name, kept in existing.kept.items():

@@ -10,6 +10,9 @@ import logging
 import os
 import re
 import signal
+import socket
+import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,17 +30,18 @@ from embedding.corpus import ending
 from embedding.corpus.check import CheckedUnit
 from embedding.corpus.ledger import CommitRecord, records_from_table
 from embedding.corpus.plan import Unit
-from embedding.errors import EmbeddingJobError
+from embedding.errors import EmbeddingJobError, ModelError
 from embedding.run.checker import CheckJob, check_stage
 from embedding.run.exchange import decode_checked, encode_unit
 from embedding.run.placement import READ_CPUS, Placement, available_cpus
 from embedding.run.probe import Findings, Probe, ProbeJob
-from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
+from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage, reason_of
 
 log = logging.getLogger(__name__)
 
 _RAISED = re.compile(r"^[\w.]*(Error|Exception): ")
 """How the last line of a traceback begins."""
+_GREETING = b"Set ray log level from environment variable"
 _UNITS_IN_HAND = 2
 """Units that a worker works on at once: one on the device, one being tokenized, written or put."""
 _UNITS_AHEAD = 2
@@ -77,7 +81,7 @@ class Cluster:
             log.info("starting Ray on this machine, %d CPUs (set RAY_ADDRESS to use a running cluster)", cpus)
             options |= {"address": "local", "num_cpus": cpus + 1, "include_dashboard": False}
             self._embedded = True
-        with _own_sigterm():
+        with _own_sigterm(), _without_greeting():
             ray.init(**options)
         self._ours = True
 
@@ -107,7 +111,7 @@ def run_units(
             num_cpus=READ_CPUS,
         )
         .map_batches(
-            worker,
+            _Starting,
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
@@ -119,7 +123,7 @@ def run_units(
             ),
             num_cpus=placement.cpus,
             num_gpus=placement.gpus,
-            fn_constructor_kwargs={"job": job, "attempts": attempts},
+            fn_constructor_kwargs={"worker": worker, "job": job, "attempts": attempts},
         )
     )
     for batch in _stream(dataset):
@@ -190,6 +194,29 @@ def _stream(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
         raise _explained(error) from error
 
 
+class _Starting:
+    """A worker that starts in any case, and says at its first unit why it can not work: where one does not start, Ray prints a traceback.
+
+    Raises:
+        ModelError: the model is of no use on this machine.
+        EmbeddingJobError: anything else.
+    """
+
+    def __init__(self, worker: type[EmbeddingWorker], job: WorkerJob, attempts: _RemoteAttempts) -> None:
+        self._worker: EmbeddingWorker | None = None
+        try:
+            self._worker = worker(job, attempts)
+        except Exception as error:  # whatever a machine of a cluster lacks
+            log.warning("a worker cannot start", exc_info=not isinstance(error, EmbeddingJobError))
+            kind = ModelError if isinstance(error, ModelError) else EmbeddingJobError
+            self._error = kind(f"a worker on {socket.gethostname()} cannot start: {reason_of(error)}")
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        if self._worker is None:
+            raise self._error
+        return self._worker(batch)
+
+
 class _AttemptCounter:
     """Lives in an actor of its own, so that its counts outlive the processes that die."""
 
@@ -241,6 +268,8 @@ def reason_in(text: str) -> str:
 def _explained(error: RayError) -> EmbeddingJobError:
     """What stopped the pipeline as one sentence."""
     reason = reason_in(str(error)) or type(error).__name__
+    if f"{ModelError.__module__}.{ModelError.__qualname__}: {reason}" in str(error):
+        return ModelError(f"the run stopped: {reason}")
     if "run the same command again" in reason:  # it says already what to do before that
         return EmbeddingJobError(f"the run stopped: {reason}")
     return EmbeddingJobError(f"the run stopped: {reason}; when that is mended, run the same command again to go on")
@@ -253,6 +282,24 @@ def _own_sigterm() -> Iterator[None]:
     yield
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _without_greeting() -> Iterator[None]:
+    """Ray's C++ side says at each connect, on stderr itself, at what level it logs; all else that it says comes a moment later."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            said.seek(0)
+            for line in said:
+                if _GREETING not in line:
+                    os.write(2, line)
 
 
 def _quiet() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import re
 import sys
 import time
 from types import TracebackType
@@ -17,6 +19,8 @@ from embedding.run.summary import Summary
 log = logging.getLogger(__name__)
 
 _LOG_SECONDS = 5.0
+_VOICE_CHARS = 200
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class ProgressView(Protocol):
@@ -99,6 +103,20 @@ def _clock(seconds: float | None) -> str:
     if seconds is None:
         return "unknown"
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
+
+
+class OtherVoices(io.StringIO):
+    """Stands for stdout while a run works: of what libraries print, the first line is logged.
+
+    Ray prints whole tracebacks of what it is only going to try again.
+    """
+
+    def write(self, text: str) -> int:
+        """Log it; nothing is kept."""
+        line = next((line for each in text.splitlines() if (line := _COLOUR.sub("", each).strip())), "")
+        if line:
+            log.info("%s", line if len(line) <= _VOICE_CHARS else f"{line[:_VOICE_CHARS]} ...")
+        return len(text)
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:

@@ -27,6 +27,7 @@ from embedding.corpus.shard import NOT_FINITE, shard_bytes, shard_table, source_
 from embedding.errors import AccessError, BadRowsError, EmbeddingJobError, StorageFullError
 from embedding.model.spec import ModelSpec
 from embedding.run.exchange import decode_rows, decode_unit, encode_rows, read_result
+from embedding.run.models import model_folder
 
 if TYPE_CHECKING:
     from embedding.model.embedder import Embedder
@@ -82,7 +83,7 @@ def read_stage(batch: pa.Table, columns: Columns, attempts: Attempts, max_attemp
     try:
         return read_result(text, encode_rows(read_unit(unit, columns)), None, started)
     except Exception as error:  # noqa: BLE001  (whatever a file does to its reader, the run goes on without it)
-        return read_result(text, None, _reason(error), started)
+        return read_result(text, None, reason_of(error), started)
     finally:
         attempts.settle(key)
 
@@ -127,7 +128,7 @@ class EmbeddingWorker:
         """The model on its device."""
         from embedding.model.embedder import Embedder  # half of the driver's start-up time, which only workers need to spend
 
-        return Embedder(job.model, device=job.device, threads=job.threads)
+        return Embedder(job.model, device=job.device, threads=job.threads, folder=model_folder(job.model))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """One row of READ_SCHEMA in, one commit record out; never raises for a fault of the unit.
@@ -165,7 +166,7 @@ class EmbeddingWorker:
                     raise
                 except Exception as caught:  # whatever a unit does, the run goes on without it
                     log.warning("unit %s failed in attempt %d", unit.id, attempt, exc_info=not isinstance(caught, EmbeddingJobError))
-                    error = _reason(caught)
+                    error = reason_of(caught)
         return self._failed(unit, f"{error} (set aside after {self._job.max_unit_attempts} attempts)")
 
     def _note(self, batch_tokens: int) -> str:
@@ -254,7 +255,8 @@ def _side_by_side(left: pa.Table, right: pa.Table) -> pa.Table:
     return left
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """What went wrong on one line, of bounded length where others worded it."""
     if isinstance(error, EmbeddingJobError):
         return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_REASON_CHARS]

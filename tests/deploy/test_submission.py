@@ -1,9 +1,12 @@
-"""`ray job submit` on a real job server that asks for a token: a working directory, a stop, a resumption, and ends told apart."""
+"""`ray job submit` on real job servers whose nodes have the dependencies but not the package, with a token and without: a working
+directory, a wheel, readable logs, a stop, a resumption, and ends told apart.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -14,24 +17,50 @@ from pathlib import Path
 import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+import embedding
 from embedding.run.submission import submit, watch
-from tests.deploy.job_server import JobServer, job_server
+from tests.deploy.job_server import JobServer, bare_python, job_server
 from tests.model.tiny import save_model
 from tests.support import corpora, outputs
-from tests.support.job import REPOSITORY, SCRIPT
+from tests.support.job import LOG_LINE, REPOSITORY, SCRIPT
 from tests.support.waiting import wait_until
 
 ROWS, UNIT_ROWS = 600, 3
-COMMAND = (sys.executable, str(SCRIPT))
+COMMAND = ("python", "jobs/embed_corpus.py")
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "job"]
 FAILED_UNITS = """echo 'failed: {"source": "a"}'; echo '{"run": "r", "status": "failed units"}'; echo late; exit 3"""
-WHERE_WORKERS_ARE_NAMED = 'self._name = f"{socket.gethostname()}'
+FROM_RAY = r"[-\d]+ [:,\d]+\s+INFO job_(manager|supervisor)\.py:\d+ -- (Runtime env is setting up\.|Running entrypoint for job .*)"
+PROGRESS = r".* of [\d,]+ rows \(\d+%\), [\d,]+ rows/s, [\d,]+ tokens/s, \d+ units failed, ETA (unknown|\d+:\d\d:\d\d)"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[JobServer]:
-    with job_server() as started:
+def node_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    python = bare_python(tmp_path_factory.mktemp("nodes"))
+    missing = subprocess.run([python, "-c", "import ray, torch, embedding"], capture_output=True, text=True, cwd="/", check=False)
+    assert "No module named 'embedding'" in missing.stderr
+    return python
+
+
+@pytest.fixture(scope="module")
+def server(node_python: str) -> Iterator[JobServer]:
+    with job_server(node_python) as started:
         yield started
+
+
+@pytest.fixture(scope="module")
+def open_server(node_python: str) -> Iterator[JobServer]:
+    """One that asks for no token."""
+    with job_server(node_python, asks_for_token=False) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What of a clone the job needs; Ray leaves out what git ignores, but this clone's other files would be sent too."""
+    folder = tmp_path_factory.mktemp("clone")
+    for part in ("embedding", "jobs"):
+        shutil.copytree(REPOSITORY / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -48,44 +77,78 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(arguments: list[str], server: JobServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """The output of README's command, `ray job submit --working-dir .`, and what `ray job logs` shows of it.
+def undisturbed(arguments: list[str], server: JobServer, clone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
+    """The output of README's command, `ray job submit --working-dir .`, and what `ray job logs` shows of it."""
+    output = str(tmp_path_factory.mktemp("output") / "vectors")
+    submitted = ["--working-dir", ".", "--", *COMMAND, *arguments, "--output", output]
+    return output, logs_of("undisturbed", server, submitted, cwd=clone)
 
-    The working directory is a copy that gives its workers another name, since the nodes here have the package installed.
-    """
+
+def logs_of(name: str, server: JobServer, submitted: list[str], cwd: Path) -> list[str]:
+    """Submit as a user does, wait for the end, and give the lines of `ray job logs`."""
     env = {**os.environ, **server.environment()}
-    clone, output = tmp_path_factory.mktemp("clone"), str(tmp_path_factory.mktemp("output") / "vectors")
-    for part in ("embedding", "jobs"):
-        shutil.copytree(REPOSITORY / part, clone / part, ignore=shutil.ignore_patterns("__pycache__"))
-    worker = clone / "embedding" / "run" / "worker.py"
-    assert WHERE_WORKERS_ARE_NAMED in worker.read_text()
-    worker.write_text(worker.read_text().replace(WHERE_WORKERS_ARE_NAMED, WHERE_WORKERS_ARE_NAMED.replace('f"', 'f"clone-')))
-    command = [*RAY, "submit", "--submission-id", "undisturbed", "--working-dir", ".", "--"]
-    job = [sys.executable, "jobs/embed_corpus.py", *arguments, "--output", output]
-    subprocess.run([*command, *job], cwd=clone, env=env, check=True, capture_output=True, timeout=240)
-    logs = subprocess.run([*RAY, "logs", "undisturbed"], env=env, check=True, capture_output=True, text=True, timeout=60)
-    return output, logs.stdout
+    run = subprocess.run(
+        [*RAY, "submit", "--submission-id", name, *submitted], cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    logs = subprocess.run([*RAY, "logs", name], env=env, check=True, capture_output=True, text=True, timeout=60).stdout
+    return logs.splitlines()
 
 
-def test_workers_run_the_code_of_the_working_directory(undisturbed: tuple[str, str]) -> None:
-    records = outputs.control(undisturbed[0], "records")
-    assert len(records) == ROWS // UNIT_ROWS
-    assert {worker.partition("-")[0] for worker in records["worker"].to_pylist()} == {"clone"}
+def rest_of(lines: list[str]) -> list[str]:
+    """Lines that are neither a message of ours nor one of the few that Ray's job server writes itself."""
+    return [line for line in lines if line and not re.fullmatch(f"{LOG_LINE}|{FROM_RAY}", line)]
 
 
-def test_the_summary_is_the_last_line_of_the_log(undisturbed: tuple[str, str]) -> None:
-    summary = json.loads(undisturbed[1].rstrip().rpartition("\n")[2])
+def test_a_working_directory_is_all_that_workers_need(undisturbed: tuple[str, list[str]]) -> None:
+    assert len(outputs.control(undisturbed[0], "records")) == ROWS // UNIT_ROWS
+
+
+def test_the_log_is_readable(undisturbed: tuple[str, list[str]]) -> None:
+    lines = undisturbed[1]
+    summary = json.loads(lines[-1])
     assert (summary["status"], summary["rows_out"]) == ("complete", ROWS)
+    assert rest_of(lines) == lines[-1:]
+    assert len(lines) < 40
+    assert any(re.fullmatch(PROGRESS, line) for line in lines)
+    assert any(f"{ROWS} of {ROWS} rows (100%)" in line for line in lines)
+
+
+def test_a_wheel_on_a_cluster_without_a_token(
+    arguments: list[str], open_server: JobServer, undisturbed: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    """The wheel has a version of its own, by which its code is known in the output."""
+    built = tmp_path / "source"
+    shutil.copytree(REPOSITORY / "embedding", built / "embedding", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, built)
+    front = built / "embedding" / "__init__.py"
+    front.write_text(front.read_text().replace(f'"{embedding.__version__}"', f'"{embedding.__version__}+wheel"'))
+    wheels, output = tmp_path / "wheels", str(tmp_path / "vectors")
+    build = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--wheel-dir", str(wheels)]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *build, str(built)], check=True, timeout=120)
+    [wheel] = wheels.iterdir()
+    environment = tmp_path / "environment.yaml"
+    environment.write_text(f"working_dir: {wheels}\npip: ['${{RAY_RUNTIME_ENV_CREATE_WORKING_DIR}}/{wheel.name}']\n")
+
+    submitted = ["--runtime-env", str(environment), "--", "embed-corpus", *arguments, "--output", output]
+    lines = logs_of("wheel", open_server, submitted, cwd=tmp_path)
+
+    assert json.loads(lines[-1])["status"] == "complete"
+    assert rest_of(lines) == lines[-1:]
+    assert outputs.document(output, "_control/job.json")["versions"]["embed-corpus"] == f"{embedding.__version__}+wheel"
+    assert outputs.table(output).equals(outputs.table(undisturbed[0]))
 
 
 def test_a_stopped_run_lets_go_and_the_next_one_resumes(
-    arguments: list[str], undisturbed: tuple[str, str], client: JobSubmissionClient, tmp_path: Path
+    arguments: list[str], undisturbed: tuple[str, list[str]], clone: Path, client: JobSubmissionClient, tmp_path: Path
 ) -> None:
     output = str(tmp_path / "vectors")
     command = [*arguments, "--output", output, "--lease-seconds", "600"]  # a run that had to wait for the lease would be seen
-    first = submit(client, command, command=COMMAND)
+    sent = {"working_dir": str(clone)}
+    first = submit(client, command, command=COMMAND, runtime_env=sent)
     wait_until(lambda: len(outputs.versions(output)) >= 5, what="shards", seconds=120)
-    assert submit(client, command, command=COMMAND) == first  # a scheduler's second try finds the first one's
+    assert submit(client, command, command=COMMAND, runtime_env=sent) == first  # a scheduler's second try finds the first one's
     client.stop_job(first)
     end = watch(client, first, lambda _: None, poll_seconds=0.2)
     assert (end.status, end.succeeded, end.final) == (JobStatus.STOPPED, False, True)
@@ -94,7 +157,7 @@ def test_a_stopped_run_lets_go_and_the_next_one_resumes(
     assert len(committed) < ROWS // UNIT_ROWS
 
     lines: list[str] = []
-    second = submit(client, command, command=COMMAND)
+    second = submit(client, command, command=COMMAND, runtime_env=sent)
     end = watch(client, second, lines.append, poll_seconds=0.2)
 
     assert second != first
@@ -107,7 +170,7 @@ def test_a_stopped_run_lets_go_and_the_next_one_resumes(
 @pytest.mark.parametrize(
     ("program", "exit_code", "final", "message", "failures"),
     [
-        (f"{shlex.join(COMMAND)} --output x", 2, True, "--input is missing", 0),
+        (f"{shlex.join([sys.executable, str(SCRIPT)])} --output x", 2, True, "--input is missing", 0),
         (
             """echo 'failed: {"source": "a", "reason": "b"}'; echo '{"run": "r", "status": "failed units"}'; echo late; exit 3""",
             3,

@@ -17,9 +17,9 @@ from embedding.corpus.plan import Unit, plan_units
 from embedding.corpus.reader import read_layouts
 from embedding.corpus.sources import absolute, list_sources
 from embedding.errors import EmbeddingJobError
-from embedding.model.spec import resolve_model
 from embedding.run.checker import CheckJob, check_stage
 from embedding.run.exchange import decode_checked, encode_unit
+from embedding.run.models import find_model
 from embedding.run.proof.config import VerifyConfig
 from embedding.run.proof.result import Proof
 from embedding.run.proof.verify import examine, model_of_output
@@ -44,11 +44,11 @@ class Counts:
         self.counts.pop(key, None)
 
 
-def embed_here(source: str, output: str, model: Path, run: str = "run", **options: Any) -> list[str]:
+def embed_here(source: str, output: str, model: Path | str, run: str = "run", **options: Any) -> list[str]:
     """What `embed_corpus` does; the shards that it made, in the order of the corpus."""
     defaults = {"id_column": "id", "unit_rows": 10, "normalize": "yes"}
     config = JobConfig.build(input=(source,), output=output, model=str(model), **(defaults | options))
-    spec = resolve_model(config, precision="fp32")
+    spec = find_model(config, precision="fp32")
     place, inputs = Output(output), (absolute(source),)
     settings = place.begin(job_settings(config, spec, first_choices(config, spec, "cpu"), inputs))
     place.remember(settings, inputs, what_was_asked(config, spec))

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import shutil
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray.data
+from ray.exceptions import RayError
 
 from embedding.corpus.ledger import CommitRecord
 from embedding.corpus.plan import make_unit
 from embedding.corpus.sources import Source
+from embedding.errors import EmbeddingJobError, ModelError
 from embedding.run import job, pipeline
+from embedding.run.progress import OtherVoices
 from tests.run.conftest import Embed
 from tests.support import corpora, outputs
+from tests.support.job import LOG_LINE, run_job
+from tests.support.ray_cluster import RayCluster
 
 TRACEBACK = """\x1b[36mray::MapWorker(MapBatches(EmbeddingWorker)).submit()\x1b[39m (pid=1, ip=127.0.0.1)
 OSError: [Errno 28] No space left on device
@@ -57,6 +66,38 @@ def test_read_tasks_begin_with_their_largest_units() -> None:
         assert cluster.nodes()
         dataset = ray.data.from_items([{"rows": unit.num_rows} for unit in pipeline.dealt(units, 3)], override_num_blocks=3)
         assert [ray.get(ref).column("rows").to_pylist() for ref in dataset.to_arrow_refs()] == [[7, 4, 1], [6, 3], [5, 2]]
+
+
+def test_a_model_that_is_of_no_use_to_a_worker_is_the_users_to_mend() -> None:
+    told = TRACEBACK.replace("StorageFullError", "ModelError")
+    stopped = [pipeline._explained(RayError(text)) for text in (TRACEBACK, told)]
+    assert [type(error) for error in stopped] == [EmbeddingJobError, ModelError]
+    assert [error.exit_code for error in stopped] == [1, 2]
+
+
+def test_a_worker_that_cannot_start_is_told_in_one_sentence(tiny_model: Path, ray_cluster: RayCluster, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    source = corpora.plain(rows=6, files=1).write(tmp_path / "in")
+    arguments = ["--input", source, "--output", str(tmp_path / "out"), "--model", str(model), "--progress", "log"]
+
+    result = run_job(*arguments, env=ray_cluster.environment(), check=2)
+
+    assert result.summary["status"] == "crashed"
+    *lines, last = result.stderr.splitlines()
+    assert re.fullmatch(
+        rf"error: the run stopped: a worker on \S+ cannot start: model '{model}' cannot be loaded \(.*\); check its files", last
+    )
+    assert [line for line in lines if not re.fullmatch(LOG_LINE, line)] == []
+
+
+def test_what_libraries_print_is_logged_by_its_first_line(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("embedding"), "propagate", True)
+    with caplog.at_level(logging.INFO, "embedding"), redirect_stdout(OtherVoices()):
+        print("\n\x1b[36m(raylet)\x1b[0m It failed, and is tried again.\n\nTraceback\n  File\n")
+        print("x" * 500)
+    assert caplog.messages == ["(raylet) It failed, and is tried again.", "x" * 200 + " ..."]
 
 
 def test_units_that_share_a_read_task_go_on_one_by_one(embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ from tests.support.waiting import wait_until
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "jobs" / "embed_corpus.py"
 RUN_SECONDS = 240
+LOG_LINE = r"\d\d:\d\d:\d\d (INFO|WARNING) \S.*"
+"""A message of the job on stderr."""
 
 
 @dataclass(frozen=True)

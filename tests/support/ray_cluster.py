@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,17 +25,17 @@ sys.stdin.read()
 """Its cluster goes when its input ends, and so with the tests, even when they are killed."""
 
 _HOLD_NODES = """
-import sys
+import json, sys
 from ray.cluster_utils import Cluster
-node_cpus = int(sys.argv[1])
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}, shutdown_at_exit=False)
 print(cluster.address, flush=True)
 for line in sys.stdin:
-    print(cluster.add_node(num_cpus=node_cpus).all_processes["raylet"][0].process.pid, flush=True)
+    node = cluster.add_node(**json.loads(line))
+    print(node.all_processes["raylet"][0].process.pid, node.node_id, flush=True)
 for node in cluster.list_all_nodes():
     node.kill_all_processes(check_alive=False, allow_graceful=False)
 """
-"""Answers each line of its input with the process id of one more node's raylet. Nodes have no way out but being killed."""
+"""Answers each line of its input, resources as JSON, with one more node's raylet and id. Nodes have no way out but being killed."""
 
 NODE_SECONDS = 180
 """A node starts in two seconds, on a machine that is not too busy."""
@@ -74,24 +75,37 @@ class RayNodes(RayCluster):
 
     raylets: list[int]
     """Process ids of the living nodes' raylets, in the order in which they joined."""
+    ids: dict[int, str]
+    """Ray's ids of all nodes that ever joined, by raylet."""
     _holder: subprocess.Popen[bytes]
     _answers: Path
+    _node_cpus: int
 
-    def add_node(self) -> int:
-        """Let a node join; the process id of its raylet."""
+    def add_node(self, **resources: float) -> int:
+        """Let a node join; the process id of its raylet. `resources` are Ray's, such as num_gpus=1: nobody looks for the GPU."""
         known = len(self._lines())
         assert self._holder.stdin is not None
-        self._holder.stdin.write(b"\n")
+        self._holder.stdin.write(json.dumps({"num_cpus": self._node_cpus, **resources}).encode() + b"\n")
         self._holder.stdin.flush()
         wait_until(lambda: self._holder.poll() is not None or len(self._lines()) > known, seconds=NODE_SECONDS, what="a node to join")
         assert self._holder.poll() is None, self._answers.with_name("stderr").read_text()
-        self.raylets.append(int(self._lines()[known]))
+        raylet, _, node = self._lines()[known].partition(" ")
+        self.raylets.append(int(raylet))
+        self.ids[int(raylet)] = node
         return self.raylets[-1]
 
     def kill_node(self, raylet: int) -> None:
         """SIGKILL to the node's raylet: the node is lost to the cluster at once, and its worker processes end themselves."""
         self.raylets.remove(raylet)
         psutil.Process(raylet).kill()
+
+    def lose_node(self, raylet: int) -> None:
+        """The node and all its processes are gone at one moment, as a spot instance is."""
+        processes = psutil.Process(raylet).children(recursive=True)
+        self.kill_node(raylet)
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def _lines(self) -> list[str]:
         return self._answers.read_text().rpartition("\n")[0].splitlines()
@@ -103,14 +117,15 @@ def ray_nodes(nodes: int, node_cpus: int, env: Mapping[str, str] | None = None) 
     with tempfile.TemporaryDirectory(prefix="ray-nodes-") as name:
         folder = Path(name)
         variables = {**NO_TOKEN, **_NODES_ENVIRONMENT, "RAY_TMPDIR": name, **(env or {})}
-        with running([sys.executable, "-c", _HOLD_NODES, str(node_cpus)], folder, variables) as process:
+        with running([sys.executable, "-c", _HOLD_NODES], folder, variables) as process:
             answers = folder / "stdout"
 
             def address() -> str:
                 assert process.poll() is None, (folder / "stderr").read_text()
                 return answers.read_text().partition("\n")[0]
 
-            cluster = RayNodes(process.pid, wait_until(address, seconds=NODE_SECONDS, what="the Ray head's address"), [], process, answers)
+            head = wait_until(address, seconds=NODE_SECONDS, what="the Ray head's address")
+            cluster = RayNodes(process.pid, head, [], {}, process, answers, node_cpus)
             for _ in range(nodes):
                 cluster.add_node()
             yield cluster

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Never
 
 from embedding.errors import ExitCode
 from embedding.run.cli import answer, end_with, parse_as
+from embedding.run.progress import OtherVoices
 from embedding.run.proof.config import VerifyConfig
 
 if TYPE_CHECKING:
@@ -47,5 +48,5 @@ def _verify(argv: list[str]) -> int:
     def report(proof: Proof) -> None:
         print(proof.line(), file=stdout, flush=True)
 
-    with redirect_stdout(sys.stderr):  # Ray prints its workers' troubles to stdout, which is the summary's alone
+    with redirect_stdout(OtherVoices()):  # Ray prints its workers' troubles to stdout, which is the summary's alone
         return verify_corpus(config, on_end=report).exit_code

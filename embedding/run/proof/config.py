@@ -35,7 +35,7 @@ class VerifyConfig(Config):
         None, kw_only=True, description="Choose the rows of an earlier proof again; default: others each time."
     )
     model: Annotated[str | None, _SAMPLE] = Field(
-        None, min_length=1, kw_only=True, description="Folder or hub id of the model; default: where the job's last run found it."
+        None, min_length=1, kw_only=True, description="Folder, URL or hub id of the model; default: where the job's last run found it."
     )
     trust_remote_code: Annotated[bool, _SAMPLE, _FLAG] = Field(
         False, kw_only=True, description="Run Python code that the model folder brings along."

@@ -24,8 +24,9 @@ from embedding.corpus.sources import list_sources
 from embedding.corpus.storage import open_storage
 from embedding.corpus.verify import Claims, false_claims, missing_shards, repair
 from embedding.errors import ConfigError, ModelError
-from embedding.model.spec import ModelSpec, resolve_model
+from embedding.model.spec import ModelSpec
 from embedding.run.checker import CheckJob
+from embedding.run.models import find_model, model_folder
 from embedding.run.pipeline import Cluster, run_checks
 from embedding.run.proof.config import VerifyConfig
 from embedding.run.proof.result import Proof
@@ -98,7 +99,7 @@ def model_of_output(config: VerifyConfig, settings: JobSettings, output: Output)
     options = model_options(settings, output.url, config.model, trust_remote_code=config.trust_remote_code)
     if settings.vectors["code_sha256"] is not None and not config.trust_remote_code:
         raise ModelError(f"{options.model} brings its own code; say --trust-remote-code to run it, or --sample 0 to compare no vectors")
-    spec = resolve_model(options, precision="fp32")
+    spec = find_model(options, precision="fp32")
     found = {**spec.fingerprint_fields(), "precision": settings.vectors["precision"]}
     if differing := [key for key, value in found.items() if settings.vectors.get(key) != value]:
         raise ModelError(
@@ -183,7 +184,7 @@ def _compare_vectors(model: ModelSpec, least: float, units: Sequence[Unit], chec
     from embedding.model.embedder import Embedder  # loads torch, which a proof without a sample does not need
 
     pairs = [(unit, sample) for unit in units if checked[unit.id].finding is None for sample in checked[unit.id].samples]
-    embedder = Embedder(model) if pairs else None
+    embedder = Embedder(model, folder=model_folder(model)) if pairs else None
     for start in range(0, len(pairs), _SAMPLE_BATCH):
         part = pairs[start : start + _SAMPLE_BATCH]
         assert embedder is not None
