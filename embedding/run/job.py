@@ -20,6 +20,8 @@ from embedding.corpus.sources import absolute, list_sources
 from embedding.corpus.storage import filesystem_of, open_storage
 from embedding.errors import AccessError, ConfigError, CorpusError, EmbeddingJobError, StorageError
 from embedding.model.spec import ModelSpec, resolve_model
+from embedding.run.metrics import Metrics
+from embedding.run.outlook import Outlook
 from embedding.run.pipeline import Cluster, run_units
 from embedding.run.placement import Placement, place_workers
 from embedding.run.progress import open_progress
@@ -221,13 +223,16 @@ def _embed(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lea
     if placement.fitting < placement.min_workers:
         log.warning("the cluster has room for %d of %d workers now; waiting for nodes to join", placement.fitting, placement.min_workers)
     summary, notes = plan.summary, set[str]()
-    ledger = Ledger(output.storage, summary.run)
+    ledger, metrics = Ledger(output.storage, summary.run), Metrics(output.url, summary.run)
+    outlook = Outlook(plan.units, plan.pending)
     try:
         with open_progress(config.progress, summary.rows_pending) as progress:
             for record in run_units(plan.pending, _worker_job(config, output, plan, placement), placement):
                 lease.check()
                 ledger.append(record)
                 summary.add(record)
+                outlook.add(record, now := time.monotonic())
+                metrics.update(record, summary, outlook, now)
                 if record.note and record.note not in notes:
                     notes.add(record.note)
                     log.warning("%s", record.note)
