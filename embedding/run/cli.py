@@ -35,6 +35,7 @@ _CLEAN_UP_SECONDS = 1.2
 """After a signal, stores are waited for no longer than this."""
 _END_SECONDS = 2.0
 """After a signal, the process is gone no later than this; a second is left for Ray, which lets signals through so often only."""
+_SHOW_CURSOR = b"\x1b[?25h"
 Config = TypeVar("Config", bound=BaseModel)
 
 _HELP = " ".join(
@@ -197,10 +198,17 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, signal.SIG_IGN)  # once is enough: a second must not cut the clean-up short
     ending.end_within(_CLEAN_UP_SECONDS)
-    last_resort = threading.Timer(_END_SECONDS, os._exit, [128 + number])
+    last_resort = threading.Timer(_END_SECONDS, _end_at_once, [128 + number])
     last_resort.daemon = True
     last_resort.start()
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+
+def _end_at_once(code: int) -> None:
+    """End without any clean-up but for the cursor, which a view that could not be closed has hidden."""
+    if sys.__stderr__ is not None and sys.__stderr__.isatty():
+        os.write(sys.__stderr__.fileno(), _SHOW_CURSOR)
+    os._exit(code)
 
 
 def _escape(text: str) -> str:

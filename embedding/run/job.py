@@ -22,9 +22,9 @@ from embedding.errors import AccessError, ConfigError, CorpusError, EmbeddingJob
 from embedding.model.spec import ModelSpec, resolve_model
 from embedding.run.metrics import Metrics
 from embedding.run.outlook import Outlook
-from embedding.run.pipeline import Cluster, run_units
+from embedding.run.pipeline import Cluster, InFlight, run_units
 from embedding.run.placement import Placement, place_workers
-from embedding.run.progress import open_progress
+from embedding.run.progress import Watched, open_progress
 from embedding.run.report.publish import write_report
 from embedding.run.settings import columns_of, first_choices, first_precision, installed_versions, job_settings, what_was_asked
 from embedding.run.summary import Summary
@@ -224,10 +224,10 @@ def _embed(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lea
         log.warning("the cluster has room for %d of %d workers now; waiting for nodes to join", placement.fitting, placement.min_workers)
     summary, notes = plan.summary, set[str]()
     ledger, metrics = Ledger(output.storage, summary.run), Metrics(output.url, summary.run)
-    outlook = Outlook(plan.units, plan.pending)
+    outlook, in_flight = Outlook(plan.units, plan.pending), InFlight()
     try:
-        with open_progress(config.progress, summary.rows_pending) as progress:
-            for record in run_units(plan.pending, _worker_job(config, output, plan, placement), placement):
+        with open_progress(config.progress, Watched(summary, outlook, placement, in_flight)) as progress:
+            for record in run_units(plan.pending, _worker_job(config, output, plan, placement), placement, in_flight=in_flight):
                 lease.check()
                 ledger.append(record)
                 summary.add(record)
@@ -236,7 +236,7 @@ def _embed(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lea
                 if record.note and record.note not in notes:
                     notes.add(record.note)
                     log.warning("%s", record.note)
-                progress.update(summary)
+                progress.update()
     except BaseException:
         with _failing_quietly():
             ledger.flush()

@@ -84,13 +84,19 @@ class Cluster:
 
 
 def run_units(
-    units: Sequence[Unit], job: WorkerJob, placement: Placement, worker: type[EmbeddingWorker] = EmbeddingWorker
+    units: Sequence[Unit],
+    job: WorkerJob,
+    placement: Placement,
+    worker: type[EmbeddingWorker] = EmbeddingWorker,
+    in_flight: InFlight | None = None,
 ) -> Iterator[CommitRecord]:
-    """Embed and commit the units; yields their records as they come, in no order.
+    """Embed and commit the units; yields their records as they come, in no order. `in_flight` tells how many are at work meanwhile.
 
     One row of the dataset is one unit, and every batch and every block behind the read is one row, so that units never mix.
     """
     attempts = _RemoteAttempts.start()
+    if in_flight is not None:
+        in_flight.watch(attempts)
     dataset = (
         _one_row_each(units)
         .map_batches(
@@ -170,6 +176,9 @@ class _AttemptCounter:
     def settle(self, key: str) -> None:
         self._counts.pop(key, None)
 
+    def unsettled(self) -> int:
+        return len({key.removeprefix("read ") for key in self._counts})
+
 
 class _RemoteAttempts:
     """The counter as reads and workers see it."""
@@ -192,6 +201,37 @@ class _RemoteAttempts:
 
     def settle(self, key: str) -> None:
         self._counter.settle.remote(key)
+
+    def unsettled(self) -> ray.ObjectRef[int]:
+        asked: ray.ObjectRef[int] = self._counter.unsettled.remote()
+        return asked
+
+
+class InFlight:
+    """How many units are being read or worked on, for who wants to show it: asks without waiting for the answer."""
+
+    def __init__(self) -> None:
+        self._attempts: _RemoteAttempts | None = None
+        self._asked: ray.ObjectRef[int] | None = None
+        self._known: int | None = None
+
+    def watch(self, attempts: _RemoteAttempts) -> None:
+        """Ask this counter from now on."""
+        self._attempts = attempts
+
+    def __call__(self) -> int | None:
+        """As many as there were when the last answer was given, None before the first one."""
+        if self._attempts is None:
+            return None
+        if self._asked is None:
+            self._asked = self._attempts.unsettled()
+        if ray.wait([self._asked], timeout=0)[0]:
+            answer, self._asked = self._asked, None
+            try:
+                self._known = ray.get(answer)
+            except RayError:  # the cluster is going, which the records' side tells
+                self._known = None
+        return self._known
 
 
 def reason_in(text: str) -> str:

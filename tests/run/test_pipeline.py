@@ -53,8 +53,8 @@ def test_units_that_share_a_read_task_go_on_one_by_one(embed: Embed, tmp_path: P
     embed(**options, output=str(tmp_path / "apart"))
     shards_at_each_record: list[int] = []
 
-    def watched(*args: Any) -> Iterator[CommitRecord]:
-        for record in pipeline.run_units(*args):
+    def watched(*args: Any, **options: Any) -> Iterator[CommitRecord]:
+        for record in pipeline.run_units(*args, **options):
             shards_at_each_record.append(len(outputs.versions(str(tmp_path / "shared"))))
             yield record
 
