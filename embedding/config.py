@@ -133,7 +133,13 @@ class JobConfig(Config):
         "reject",
         description="Rows without text or finite vector: reject lists them, fail fails their unit (and an unreadable file the run).",
     )
-    dry_run: Annotated[bool, _RUN, _FLAG] = Field(False, description="Print the plan and stop.")
+    dry_run: Annotated[bool, _RUN, _FLAG] = Field(
+        False, description="Tell what would be done, how long it would take and what it would cost, write nothing, and stop."
+    )
+    gpu_hour_price: Annotated[PositiveFloat | None, _RUN] = Field(None, description="Price of a GPU for an hour: --dry-run tells the cost.")
+    rate: Annotated[PositiveFloat | None, _RUN] = Field(
+        None, description="Tokens a second of one worker: --dry-run counts with it; default: as measured, where that is possible."
+    )
     json_summary: Annotated[str | None, _RUN] = Field(None, description="Also write the JSON summary to this path or URL.")
     report: Annotated[Literal["yes", "no"], _RUN] = Field(
         "yes", description="Write a report of the run with figures, _control/runs/<run>/report.html; it quotes ids and kept columns."

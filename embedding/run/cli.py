@@ -26,6 +26,7 @@ import embedding
 from embedding.config import JobConfig, explain, missing
 from embedding.corpus import ending
 from embedding.errors import ConfigError, EmbeddingJobError, ExitCode, Terminated
+from embedding.run.foretold import lines
 from embedding.run.progress import log_to_stderr
 
 if TYPE_CHECKING:
@@ -98,8 +99,8 @@ def _report(summary: Summary, stdout: TextIO) -> None:
     """Failed units to stderr; the plan of a dry run and, last, the one-line JSON to stdout."""
     for failure in summary.failures:
         print(f"failed: {json.dumps(failure)}", file=sys.stderr)
-    for key, value in summary.plan.items():
-        print(f"{key:<20} {value}", file=stdout)
+    for line in lines(summary.plan) if summary.plan else ():
+        print(line, file=stdout)
     print(summary.line(), file=stdout, flush=True)
 
 

@@ -17,7 +17,7 @@ from embedding.corpus.output import JobSettings, Output
 from embedding.corpus.plan import SourceLayout, Unit, UnreadableSource, plan_units, shard_stem, stem_of
 from embedding.corpus.reader import read_layouts
 from embedding.corpus.sources import absolute, list_sources
-from embedding.corpus.storage import filesystem_of, open_storage
+from embedding.corpus.storage import TEMPORARY, filesystem_of, open_storage
 from embedding.errors import AccessError, ConfigError, CorpusError, EmbeddingJobError, StorageError
 from embedding.model.spec import ModelSpec, resolve_model
 from embedding.run.metrics import Metrics
@@ -69,11 +69,13 @@ def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None 
     output = Output(config.output)
     _require_apart(config)
     corpus = _read_corpus(config)
-    with Cluster() as cluster:
+    with Cluster(looked_at=config.dry_run) as cluster:
         model, settings = _settle(config, output, cluster)
         if config.dry_run:
+            Lease.require_free(output.storage)
+            output.storage.require_writable(f"{TEMPORARY}/probe-{secrets.token_hex(8)}")
             plan = _plan(config, output, corpus, model, settings, run_id)
-            plan.summary.plan = _describe(config, plan, corpus, cluster)
+            plan.summary.plan = _describe(config, output, plan, corpus, cluster)
             _publish_elsewhere(config, _ended(plan.summary, started, on_end))
             return plan.summary
         with Lease.acquire(output.storage, run_id, config.lease_seconds) as lease:
@@ -184,9 +186,15 @@ def _plan(config: JobConfig, output: Output, corpus: _Corpus, model: ModelSpec, 
     return _Plan(model, settings, units, pending, stale, summary)
 
 
-def _describe(config: JobConfig, plan: _Plan, corpus: _Corpus, cluster: Cluster) -> dict[str, object]:
+def _describe(config: JobConfig, output: Output, plan: _Plan, corpus: _Corpus, cluster: Cluster) -> dict[str, object]:
+    from embedding.run.estimate import estimate
+
     placement = place_workers(config, cluster.nodes())
-    return {
+    kept = plan.settings.kept
+    begun = not config.restart and output.settings() is not None
+    can_try = cluster.is_here and placement.fitting > 0
+    facts = estimate(config, output, plan.pending, plan.model, kept["batch_tokens"], placement, here=can_try)
+    return facts | {
         "source files": len(corpus.layouts),
         "source bytes": sum(layout.source.size for layout in corpus.layouts),
         "unreadable files": len(corpus.unreadable),
@@ -194,9 +202,11 @@ def _describe(config: JobConfig, plan: _Plan, corpus: _Corpus, cluster: Cluster)
         "units done": plan.summary.units_skipped,
         "units to do": plan.summary.units_pending,
         "stale shards": len(plan.stale),
-        "workers": placement,
-        **plan.settings.kept,
-        **plan.settings.vectors,
+        "workers": str(placement),
+        "place": "this machine" if cluster.is_here else "the cluster that runs now",
+        "kept": kept,
+        "kept from": "this output's first run" if begun else "as given, or the default for this hardware; a run would keep them",
+        "settings": plan.settings.vectors,
         "fingerprint": plan.settings.fingerprint,
     }
 

@@ -30,7 +30,7 @@ from embedding.corpus.plan import Unit
 from embedding.errors import EmbeddingJobError
 from embedding.run.checker import CheckJob, check_stage
 from embedding.run.exchange import decode_checked, encode_unit
-from embedding.run.placement import READ_CPUS, Placement, available_cpus
+from embedding.run.placement import READ_CPUS, Placement, available_cpus, this_machine
 from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
 
 log = logging.getLogger(__name__)
@@ -48,15 +48,24 @@ _READ_TASKS = 10_000
 class Cluster:
     """The Ray cluster of a run, connected when it is first needed: the one at RAY_ADDRESS, one already connected, or an embedded one.
 
-    A context manager: at its end, what it connected is let go.
+    A context manager: at its end, what it connected is let go. One that is only `looked_at` is connected where it runs already, and
+    else this machine stands for it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, looked_at: bool = False) -> None:
+        self._looked_at = looked_at
         self._ours = False
         self._embedded = False
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is, or would be, embedded: on this machine, for this run."""
+        return self._embedded or not (ray.is_initialized() or os.environ.get("RAY_ADDRESS"))
+
     def nodes(self) -> list[dict[str, float]]:
         """The Ray resources of each node that lives."""
+        if self._looked_at and self.is_here:
+            return [this_machine()]
         if not ray.is_initialized():
             self._connect()
         return [node["Resources"] for node in ray.nodes() if node["Alive"]]
