@@ -236,7 +236,8 @@ def _embed(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lea
     ledger, metrics = Ledger(output.storage, summary.run), Metrics(output.url, summary.run)
     outlook, in_flight = Outlook(plan.units, plan.pending), InFlight()
     try:
-        with open_progress(config.progress, Watched(summary, outlook, placement, in_flight)) as progress:
+        style = "none" if config.quiet and config.progress == "auto" else config.progress
+        with open_progress(style, Watched(summary, outlook, placement, in_flight)) as progress:
             for record in run_units(plan.pending, _worker_job(config, output, plan, placement), placement, in_flight=in_flight):
                 lease.check()
                 ledger.append(record)

@@ -55,6 +55,10 @@ class Terminal:
         wait_until(lambda: self.lines() and self.process.poll() is not None, seconds=seconds, what="the program to end")
         return self.lines()
 
+    def colour(self, line: int, column: int) -> str:
+        """In which the character there is written; `default` where the program said nothing."""
+        return str(self._screen.buffer[line][column].fg)
+
     def press(self, keys: bytes) -> None:
         """Type."""
         os.write(self._master, keys)
