@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import accumulate, cycle, pairwise
 
 import numpy as np
@@ -21,11 +22,12 @@ from embedding.corpus.ledger import read_ledger
 from embedding.corpus.output import Output
 from embedding.corpus.plan import Unit, make_unit
 from embedding.corpus.reader import Columns, read_unit, text_faults
-from embedding.errors import EmbeddingJobError
+from embedding.errors import SourceError
 from embedding.model.embedder import Embedder
 from embedding.model.spec import ModelSpec
 from embedding.model.tokenizer import TokenizedTexts, Tokenizer
 from embedding.run.placement import Placement
+from embedding.run.report.wording import count
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ _READ_SECONDS = 10.0
 _ENCODE_SECONDS = 2.0
 _FLOAT_BYTES = 4
 _RUNS = "_control/runs"
+_RUNS_BACK = 20
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def estimate(
     if sample.unreadable:
         log.warning("a part of the sample cannot be read: %s", sample.unreadable)
     rate = Rate(config.rate, "as --rate says") if config.rate else earlier_rate(output)
-    if rate is None and here:
+    if rate is None and here and len(sample.tokens.ids):
         rate = rate_here(model, sample.tokens, batch_tokens, placement.device, None if placement.gpus else placement.cpus)
     tokens = rows * sample.tokens_per_row
     worker_hours = tokens / rate.tokens_per_second / 3600 if rate else None
@@ -180,7 +183,7 @@ def _read(blocks: Sequence[Unit], text_column: str) -> tuple[list[list[str | Non
                 read[number] = future.result(max(0.1, deadline - time.monotonic()))
             except TimeoutError:
                 break
-            except EmbeddingJobError as error:
+            except SourceError as error:
                 unreadable = unreadable or str(error)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -194,18 +197,19 @@ def _texts(block: Unit, text_column: str) -> list[str | None]:
 
 
 def earlier_rate(output: Output) -> Rate | None:
-    """The pace of the last run on this output that embedded something, by worker; None where there was none."""
-    for name in reversed([name for name in output.storage.list(_RUNS) if name.endswith("/summary.json")]):
+    """The pace of the last run on this output that embedded something, by worker; None where none of the last few did."""
+    names = [name for name in output.storage.list(_RUNS) if name.endswith("/summary.json")]
+    for name in names[: -_RUNS_BACK - 1 : -1]:
         summary = json.loads(output.storage.read(name) or b"{}")
         if summary.get("tokens_per_second"):
             break
     else:
         return None
-    ledger = read_ledger(output.storage, ("worker", "encode_started", "encode_seconds", "tokens"))
-    began = time.mktime(time.strptime(summary["run"][:15], "%Y%m%dT%H%M%S")) - time.timezone
-    recent = ledger.filter(pc.greater(ledger["encode_started"], began - 60))
-    workers = len(pc.unique(recent["worker"]))
-    return Rate(summary["tokens_per_second"] / workers, f"as run {summary['run']}, {workers} workers") if workers else None
+    began = datetime.strptime(summary["run"][:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+    ledger = read_ledger(output.storage, ("worker", "encode_started"))
+    workers = len(pc.unique(ledger["worker"].filter(pc.greater_equal(ledger["encode_started"], began))))
+    origin = f"as run {summary['run']} with {count(workers, 'worker')}"
+    return Rate(summary["tokens_per_second"] / workers, origin) if workers else None
 
 
 def rate_here(model: ModelSpec, tokens: TokenizedTexts, batch_tokens: int, device: str, threads: int | None) -> Rate:

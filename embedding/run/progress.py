@@ -101,7 +101,12 @@ class _Bar:
         self._console = console
         self._watched = watched
         self._began = time.monotonic()
-        self._live = Live(console=console, refresh_per_second=_LOOKS_PER_SECOND, get_renderable=self._drawn)
+        self._live = Live(
+            console=console,
+            refresh_per_second=_LOOKS_PER_SECOND,
+            redirect_stdout=sys.stdout.isatty(),  # what goes to a file goes there still
+            get_renderable=self._drawn,
+        )
 
     def update(self) -> None:
         """See ProgressView; the next look shows it."""

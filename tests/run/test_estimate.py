@@ -142,13 +142,19 @@ def test_an_earlier_run_on_the_output_is_the_measure(embed: Embed, tmp_path: Pat
     first = embed(input=source, output=output, limit_rows=40)
     plan: dict[str, Any] = embed(input=source, output=output, dry_run=True).plan
     assert (plan["units done"], plan["rows to do"], plan["kept from"]) == (4, 20, "this output's first run")
-    assert (plan["rate"], plan["tokens a second"]) == (f"as run {first.run}, 1 workers", round(first.tokens_per_second))
+    assert (plan["rate"], plan["tokens a second"]) == (f"as run {first.run} with 1 worker", round(first.tokens_per_second))
     shards = outputs.shards(output).values()
     assert (plan["shard bytes"], plan["shard bytes measured"]) == (round(20 * sum(map(len, shards)) / 40), True)
     assert plan["place"] == "the cluster that runs now"
     done: dict[str, Any] = embed(input=f"{source}/0.parquet", output=output, dry_run=True, yes=True).plan
     assert done["units to do"] == 0
     assert not [line for line in lines(done) if line.startswith(("tokens", "time"))]
+
+
+def test_rows_without_any_text(dry_run: DryRun, tmp_path: Path) -> None:
+    plan = dry_run(input=write(tmp_path / "in", [None] * 6), output=str(tmp_path / "out")).plan
+    assert (plan["tokens to do"], plan["rejected share"], plan["seconds"]) == (0, 1, None)
+    assert "texts       0.0% longer than max_tokens, 100.0% cannot be embedded" in list(lines(plan))
 
 
 def test_an_output_that_is_held_is_told_now(dry_run: DryRun, tmp_path: Path) -> None:

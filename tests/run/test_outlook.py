@@ -45,6 +45,14 @@ def test_a_source_that_was_seen_is_judged_by_its_own_rows() -> None:
     assert outlook.seconds_left(4.0) == pytest.approx(0)
 
 
+def test_a_failed_unit_says_nothing_about_the_others() -> None:
+    outlook = Outlook(SHORT, SHORT)
+    outlook.add(CommitRecord.of(SHORT[0], error="damaged"), 1.0)
+    assert outlook.pending_tokens is None
+    outlook.add(ended(SHORT[1], tokens=500), 2.0)
+    assert outlook.pending_tokens == 20 * 50
+
+
 def test_what_earlier_runs_did_counts_for_the_size_of_rows_only() -> None:
     outlook = Outlook([*SHORT, *LONG], [*SHORT[2:], LONG[1]])
     outlook.add(ended(SHORT[2], tokens=500), 1.0)
