@@ -37,6 +37,8 @@ _SPEED = Parameter(group=Group("Speed and placement", sort_key=4))
 _RUN = Parameter(group=Group("Run", sort_key=5))
 _LIST = Parameter(consume_multiple=True, negative="", show_default=False)
 _FLAG = Parameter(negative="", show_default=False)
+_AUTO_OR_NUMBER = Parameter(metavar="auto|N", show_choices=False)
+_ONE_OF = Parameter(metavar="NAME")
 
 
 class Config(BaseModel):
@@ -92,7 +94,7 @@ class JobConfig(Config):
     prompt_name: Annotated[str | None, _MODEL] = Field(
         None, description="Name of a prompt in the model's own sentence-transformers configuration."
     )
-    pooling: Annotated[Literal["auto"] | Pooling, _MODEL] = Field(
+    pooling: Annotated[Literal["auto"] | Pooling, _MODEL, _ONE_OF] = Field(
         "auto",
         description="How token vectors become one vector; auto: as the model folder says, else mean (causal language models: lasttoken).",
     )
@@ -105,16 +107,16 @@ class JobConfig(Config):
     dimensions: Annotated[PositiveInt | None, _MODEL] = Field(
         None, description="Keep only the first N dimensions (Matryoshka) and normalize again, unless --normalize is no."
     )
-    precision: Annotated[Literal["auto"] | Precision, _MODEL] = Field(
+    precision: Annotated[Literal["auto"] | Precision, _MODEL, _ONE_OF] = Field(
         "auto", description="Arithmetic of the encoder; auto: bf16 on GPUs, fp32 on CPUs."
     )
 
-    batch_tokens: Annotated[Literal["auto"] | PositiveInt, _SPEED] = Field(
+    batch_tokens: Annotated[Literal["auto"] | PositiveInt, _SPEED, _AUTO_OR_NUMBER] = Field(
         "auto",
         description="Tokens encoded in one batch; auto: measured when a large corpus is begun, else 131072 on GPUs, 2048 on CPUs. "
         "The first run's choice is kept with the output.",
     )
-    unit_rows: Annotated[Literal["auto"] | PositiveInt, _SPEED] = Field(
+    unit_rows: Annotated[Literal["auto"] | PositiveInt, _SPEED, _AUTO_OR_NUMBER] = Field(
         "auto",
         description="Rows in a work unit, and so in a shard; auto: 10 seconds of work, measured when a large corpus (above "
         "524288 rows on GPUs, 16384 on CPUs) is begun, else 65536 and 2048. The first run's choice is kept.",
@@ -122,10 +124,10 @@ class JobConfig(Config):
     workers: Annotated[str, _SPEED] = Field(
         "auto", description="Encoder processes: auto (as many as fit the cluster), N, or MIN:MAX (grows and shrinks)."
     )
-    gpus_per_worker: Annotated[Literal["auto"] | Annotated[float, Field(ge=0)], _SPEED] = Field(
+    gpus_per_worker: Annotated[Literal["auto"] | Annotated[float, Field(ge=0)], _SPEED, _AUTO_OR_NUMBER] = Field(
         "auto", description="GPUs (or share of one) that a worker holds; auto: 1 where the cluster has GPUs, else 0."
     )
-    cpus_per_worker: Annotated[Literal["auto"] | PositiveInt, _SPEED] = Field(
+    cpus_per_worker: Annotated[Literal["auto"] | PositiveInt, _SPEED, _AUTO_OR_NUMBER] = Field(
         "auto",
         description="CPU cores a worker holds; auto: 1 beside a GPU, else a node's cores (in a running cluster one less, for the reads).",
     )
@@ -135,7 +137,13 @@ class JobConfig(Config):
         "reject",
         description="Rows without text or finite vector: reject lists them, fail fails their unit (and an unreadable file the run).",
     )
-    dry_run: Annotated[bool, _RUN, _FLAG] = Field(False, description="Print the plan and stop.")
+    dry_run: Annotated[bool, _RUN, _FLAG] = Field(
+        False, description="Tell what would be done, how long it would take and what it would cost, write nothing, and stop."
+    )
+    gpu_hour_price: Annotated[PositiveFloat | None, _RUN] = Field(None, description="Price of a GPU for an hour: --dry-run tells the cost.")
+    rate: Annotated[PositiveFloat | None, _RUN] = Field(
+        None, description="Tokens a second of one worker: --dry-run counts with it; default: as measured, where that is possible."
+    )
     json_summary: Annotated[str | None, _RUN] = Field(None, description="Also write the JSON summary to this path or URL.")
     report: Annotated[Literal["yes", "no"], _RUN] = Field(
         "yes", description="Write a report of the run with figures, _control/runs/<run>/report.html; it quotes ids and kept columns."
@@ -143,6 +151,8 @@ class JobConfig(Config):
     progress: Annotated[ProgressStyle, _RUN] = Field(
         "auto", description="Progress display: bar, log lines or none; auto: a bar in a terminal, else log lines."
     )
+    quiet: Annotated[bool, _RUN, _FLAG] = Field(False, description="Say nothing but errors and the summary.")
+    verbose: Annotated[bool, _RUN, _FLAG] = Field(False, description="Say more, such as which requests to a store are tried again.")
     lease_seconds: Annotated[PositiveFloat, _RUN] = Field(
         30.0, description="Seconds without a sign of life after which another run may take over the output."
     )
@@ -174,6 +184,8 @@ class JobConfig(Config):
     def _fits_together(self) -> Self:
         if self.prompt is not None and self.prompt_name is not None:
             raise ValueError("--prompt and --prompt-name are both given; keep one of them")
+        if self.quiet and self.verbose:
+            raise ValueError("--quiet and --verbose are both given; keep one of them")
         if self.max_tokens is not None and self.batch_tokens != "auto" and self.batch_tokens < self.max_tokens:
             raise ValueError(
                 f"--batch-tokens={self.batch_tokens} is below --max-tokens={self.max_tokens}; raise the first or lower the second"

@@ -25,8 +25,8 @@ MAY_IMPORT = {
 }
 """jobs -> run -> {model, corpus} -> {config, errors}; `embedding` itself is the front door, which run takes the version from."""
 
-USES_RAY = {"embedding/run/pipeline.py", "embedding/run/submission.py"}
-"""The pipeline, on the cluster, and the client of its job server, which is never there."""
+USES_RAY = {f"embedding/run/{name}.py" for name in ("cluster", "metrics", "pipeline", "submission")}
+"""Who connects the cluster; the pipeline, on it; the metrics, which leave through it; the client of its job server, which is never there."""
 FOREIGN_TO = {
     "embedding.corpus": {"ray", "tokenizers", "torch", "transformers"},
     "embedding.model": {"fsspec", "pyarrow", "ray", "s3fs"},

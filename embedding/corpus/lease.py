@@ -110,6 +110,23 @@ class Lease:
                 break
         return cls(storage, holder)
 
+    @staticmethod
+    def require_free(storage: Storage) -> None:
+        """Look whether the output could be taken, without taking it.
+
+        Raises:
+            OutputBusyError: another run holds it and is alive; for one of another machine this takes a moment of watching.
+            ConfigError: the lease object is damaged.
+        """
+        seen = _Holder.read(storage)
+        if seen is None or seen[0].released:
+            return
+        alive = _process_alive(seen[0].process)
+        if alive:
+            raise _busy(storage, seen[0])
+        if alive is None:
+            _wait_for_silence(storage, *seen)
+
     def check(self) -> None:
         """Make sure that the lease is still held, asking the store only when it was not renewed in time.
 
@@ -188,10 +205,12 @@ def _wait_for_silence(storage: Storage, other: _Holder, version: str) -> None:
             return
         now = seen[0]
         if seen[1] != version:
-            raise OutputBusyError(
-                f"{storage.url} is held by run {now.run} on {now.host} since {now.since}; "
-                "wait for it to end, stop it, or choose another output"
-            )
+            raise _busy(storage, now)
+
+
+def _busy(storage: Storage, holder: _Holder) -> OutputBusyError:
+    held = f"{storage.url} is held by run {holder.run} on {holder.host} since {holder.since}"
+    return OutputBusyError(f"{held}; wait for it to end, stop it, or choose another output")
 
 
 def process_identity() -> str:

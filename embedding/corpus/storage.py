@@ -170,6 +170,25 @@ class Storage:
         self.delete([probe])
         return honoured
 
+    def require_writable(self, probe: str) -> None:
+        """Look whether objects can be put, leaving nothing: on S3 by a put of the name `probe` on a condition that cannot hold.
+
+        Other object stores are not asked.
+
+        Raises:
+            AccessError: this process may not write here.
+            ConfigError: there is no such place.
+        """
+        if not self._is_s3:
+            return
+        with explained(f"writing {self.url}/{probe}"):
+            try:
+                if self._conditional_put(probe, b"", {"IfMatch": "0" * 32}):
+                    self.delete([probe])  # a store that ignores conditions
+            except FileNotFoundError as error:
+                if error_code(error) == "NoSuchBucket":
+                    raise
+
     def delete(self, names: Sequence[str]) -> None:
         """Delete objects; those already gone are no error."""
         if not names:
@@ -242,6 +261,18 @@ class LocalStorage(Storage):
                     return True
             except FileNotFoundError:
                 return False
+
+    def require_writable(self, probe: str) -> None:
+        """See Storage.require_writable; looks at the permissions of the folder, or of the nearest one above that there is."""
+        del probe
+        folder = Path(self._root)
+        with explained(f"writing {self.url}"):
+            while not folder.exists():
+                folder = folder.parent
+            if not folder.is_dir():
+                raise NotADirectoryError(f"{folder} is no folder")
+            if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+                raise PermissionError(f"{folder} is not writable")
 
     def delete(self, names: Sequence[str]) -> None:
         """See Storage.delete. Empty folders stay: another process may be about to put something into them."""

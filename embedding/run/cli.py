@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Never, TextIO, TypeVar
 
 import cyclopts.config
 import yaml
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 from cyclopts.exceptions import CycloptsError, MissingArgumentError
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
@@ -26,6 +27,7 @@ import embedding
 from embedding.config import JobConfig, explain, missing
 from embedding.corpus import ending
 from embedding.errors import ConfigError, EmbeddingJobError, ExitCode, Terminated
+from embedding.run.foretold import lines
 from embedding.run.progress import OtherVoices, log_to_stderr
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ _CLEAN_UP_SECONDS = 1.2
 """After a signal, stores are waited for no longer than this."""
 _END_SECONDS = 2.0
 """After a signal, the process is gone no later than this; a second is left for Ray, which lets signals through so often only."""
+_FILE_GROUP, _HELP_GROUP = Group("Configuration", sort_key=10), Group("Help", sort_key=11)
+_SHOW_CURSOR = b"\x1b[?25h"
 Config = TypeVar("Config", bound=BaseModel)
 
 _HELP = " ".join(
@@ -86,6 +90,7 @@ def _embed(argv: list[str]) -> int:
     config = parse(argv)
     if config is None:
         return ExitCode.COMPLETE
+    log_to_stderr(logging.ERROR if config.quiet else logging.DEBUG if config.verbose else logging.INFO)
     if config.restart and not config.dry_run:
         _confirm_restart(config)
     stdout = sys.stdout
@@ -97,8 +102,8 @@ def _report(summary: Summary, stdout: TextIO) -> None:
     """Failed units to stderr; the plan of a dry run and, last, the one-line JSON to stdout."""
     for failure in summary.failures:
         print(f"failed: {json.dumps(failure)}", file=sys.stderr)
-    for key, value in summary.plan.items():
-        print(f"{key:<20} {value}", file=stdout)
+    for line in lines(summary.plan) if summary.plan else ():
+        print(line, file=stdout)
     print(summary.line(), file=stdout, flush=True)
 
 
@@ -120,7 +125,18 @@ def parse_as(kind: type[Config], argv: list[str], *, name: str, description: str
         ConfigError: an option is unknown or its value is wrong.
     """
     parsed: list[Config] = []
-    app = App(name=name, help=description, version=embedding.__version__, help_format="plaintext", result_action="return_value")
+    installed = name.removesuffix(".py").replace("_", "-")
+    is_installed = Path(sys.argv[0]).name == installed
+    app = App(
+        name=installed if is_installed else name,
+        help=description,
+        version=embedding.__version__,
+        help_format="plaintext",
+        result_action="return_value",
+        group_commands=_HELP_GROUP,
+    )
+    if is_installed:  # shells complete the names of programs, not those of scripts that python is given
+        app.register_install_completion_command(help="Let bash, zsh or fish complete the options.")
 
     def command(*, config: Config) -> None:
         parsed.append(config)
@@ -135,7 +151,7 @@ def parse_as(kind: type[Config], argv: list[str], *, name: str, description: str
     @app.meta.default
     def configured(
         *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-        config: Annotated[Path | None, Parameter(help="YAML file with any of the options below.")] = None,
+        config: Annotated[Path | None, Parameter(help="YAML file with any of these options.", group=_FILE_GROUP)] = None,
     ) -> None:
         from_file = [] if config is None else [cyclopts.config.Dict(read_options(config, kind.model_fields), source=str(config))]
         app.config = [cyclopts.config.Env("EMBED_", command=False), *from_file]
@@ -143,6 +159,8 @@ def parse_as(kind: type[Config], argv: list[str], *, name: str, description: str
 
     try:
         app.meta(argv, exit_on_error=False, print_error=False)
+    except MissingArgumentError as error:  # not the cause where another option has its name wrong
+        raise ConfigError(_mistyped(argv, kind.model_fields) or _sentence(error)) from error
     except CycloptsError as error:
         raise ConfigError(_sentence(error)) from error
     except ValidationError as error:
@@ -173,6 +191,16 @@ def read_options(file: Path, known: Iterable[str] = tuple(JobConfig.model_fields
     return {key: value for key, value in content.items() if value not in ("", "null", "~")}
 
 
+def _mistyped(argv: Iterable[str], fields: Iterable[str]) -> str:
+    """The sentence for the first argument that looks like an option and is none, else empty."""
+    known = ["--config", *(f"--{field.replace('_', '-')}" for field in fields)]
+    for name in (argument.partition("=")[0] for argument in argv if argument.startswith("--")):
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            return f"Unknown option: {name}." + (f" Did you mean {close[0]}?" if close else " --help lists them all.")
+    return ""
+
+
 def _sentence(error: CycloptsError) -> str:
     if isinstance(error, MissingArgumentError) and error.argument is not None:
         return missing(error.argument.name.removeprefix("--").replace("-", "_"))
@@ -197,10 +225,17 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, signal.SIG_IGN)  # once is enough: a second must not cut the clean-up short
     ending.end_within(_CLEAN_UP_SECONDS)
-    last_resort = threading.Timer(_END_SECONDS, os._exit, [128 + number])
+    last_resort = threading.Timer(_END_SECONDS, _end_at_once, [128 + number])
     last_resort.daemon = True
     last_resort.start()
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+
+def _end_at_once(code: int) -> None:
+    """End without any clean-up but for the cursor, which a view that could not be closed has hidden."""
+    if sys.__stderr__ is not None and sys.__stderr__.isatty():
+        os.write(sys.__stderr__.fileno(), _SHOW_CURSOR)
+    os._exit(code)
 
 
 def _escape(text: str) -> str:

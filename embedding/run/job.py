@@ -17,13 +17,16 @@ from embedding.corpus.output import JobSettings, Output
 from embedding.corpus.plan import SourceLayout, Unit, UnreadableSource, plan_units, shard_stem, stem_of
 from embedding.corpus.reader import read_layouts
 from embedding.corpus.sources import absolute, list_sources
-from embedding.corpus.storage import filesystem_of, open_storage
+from embedding.corpus.storage import TEMPORARY, filesystem_of, open_storage
 from embedding.errors import AccessError, ConfigError, CorpusError, EmbeddingJobError, StorageError
 from embedding.model.spec import ModelSpec
+from embedding.run.cluster import Cluster
+from embedding.run.metrics import Metrics
 from embedding.run.models import find_model
-from embedding.run.pipeline import Cluster, run_units
+from embedding.run.outlook import Outlook
+from embedding.run.pipeline import InFlight, run_units
 from embedding.run.placement import Placement, place_workers
-from embedding.run.progress import open_progress
+from embedding.run.progress import Watched, open_progress
 from embedding.run.report.publish import write_report
 from embedding.run.settings import columns_of, first_choices, first_precision, installed_versions, job_settings, what_was_asked
 from embedding.run.sizes import measured, open_choices
@@ -69,11 +72,13 @@ def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None 
     output = Output(config.output)
     _require_apart(config)
     corpus = _read_corpus(config)
-    with Cluster() as cluster:
+    with Cluster(looked_at=config.dry_run) as cluster:
         model, settings = _settle(config, output, cluster)
         if config.dry_run:
+            Lease.require_free(output.storage)
+            output.storage.require_writable(f"{TEMPORARY}/probe-{secrets.token_hex(8)}")
             plan = _plan(config, output, corpus, model, settings, run_id)
-            plan.summary.plan = _describe(config, plan, corpus, cluster, open_choices(config, output, corpus.layouts, cluster))
+            plan.summary.plan = _describe(config, output, plan, corpus, cluster)
             _publish_elsewhere(config, _ended(plan.summary, started, on_end))
             return plan.summary
         with Lease.acquire(output.storage, run_id, config.lease_seconds) as lease:
@@ -186,10 +191,17 @@ def _plan(config: JobConfig, output: Output, corpus: _Corpus, model: ModelSpec, 
     return _Plan(model, settings, units, pending, stale, summary)
 
 
-def _describe(config: JobConfig, plan: _Plan, corpus: _Corpus, cluster: Cluster, still_open: list[str]) -> dict[str, object]:
+def _describe(config: JobConfig, output: Output, plan: _Plan, corpus: _Corpus, cluster: Cluster) -> dict[str, object]:
+    from embedding.run.estimate import estimate
+
     placement = place_workers(config, cluster.nodes())
     kept = plan.settings.kept
-    return {
+    still_open = open_choices(config, output, corpus.layouts, cluster)
+    begun = not config.restart and output.settings() is not None
+    origin = "this output's first run" if begun else "as given, or the default for this hardware; a run would keep them"
+    can_try = cluster.is_here and placement.fitting > 0
+    facts = estimate(config, output, plan.pending, plan.model, kept["batch_tokens"], placement, here=can_try)
+    return facts | {
         "source files": len(corpus.layouts),
         "source bytes": sum(layout.source.size for layout in corpus.layouts),
         "unreadable files": len(corpus.unreadable),
@@ -197,9 +209,11 @@ def _describe(config: JobConfig, plan: _Plan, corpus: _Corpus, cluster: Cluster,
         "units done": plan.summary.units_skipped,
         "units to do": plan.summary.units_pending,
         "stale shards": len(plan.stale),
-        "workers": placement,
-        **{name: f"measured when the run begins; {value} here" if name in still_open else value for name, value in kept.items()},
-        **plan.settings.vectors,
+        "workers": str(placement),
+        "place": "this machine" if cluster.is_here else "the cluster that runs now",
+        "kept": kept,
+        "kept from": f"{' and '.join(still_open)} will be measured when the run begins; here the default" if still_open else origin,
+        "settings": plan.settings.vectors,
         "fingerprint": plan.settings.fingerprint,
     }
 
@@ -226,17 +240,21 @@ def _embed(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lea
     if placement.fitting < placement.min_workers:
         log.warning("the cluster has room for %d of %d workers now; waiting for nodes to join", placement.fitting, placement.min_workers)
     summary, notes = plan.summary, set[str]()
-    ledger = Ledger(output.storage, summary.run)
+    ledger, metrics = Ledger(output.storage, summary.run), Metrics(output.url, summary.run)
+    outlook, in_flight = Outlook(plan.units, plan.pending), InFlight()
     try:
-        with open_progress(config.progress, summary.rows_pending) as progress:
-            for record in run_units(plan.pending, _worker_job(config, output, plan, placement), placement):
+        style = "none" if config.quiet and config.progress == "auto" else config.progress
+        with open_progress(style, Watched(summary, outlook, placement, in_flight)) as progress:
+            for record in run_units(plan.pending, _worker_job(config, output, plan, placement), placement, in_flight=in_flight):
                 lease.check()
                 ledger.append(record)
                 summary.add(record)
+                outlook.add(record, now := time.monotonic())
+                metrics.update(record, summary, outlook, now)
                 if record.note and record.note not in notes:
                     notes.add(record.note)
                     log.warning("%s", record.note)
-                progress.update(summary)
+                progress.update()
     except BaseException:
         with _failing_quietly():
             ledger.flush()

@@ -7,17 +7,10 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import re
-import signal
 import socket
-import sys
-import tempfile
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
@@ -26,14 +19,13 @@ import ray.data
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from embedding.corpus import ending
 from embedding.corpus.check import CheckedUnit
 from embedding.corpus.ledger import CommitRecord, records_from_table
 from embedding.corpus.plan import Unit
 from embedding.errors import EmbeddingJobError, ModelError
 from embedding.run.checker import CheckJob, check_stage
 from embedding.run.exchange import decode_checked, encode_unit
-from embedding.run.placement import READ_CPUS, Placement, available_cpus
+from embedding.run.placement import READ_CPUS, Placement
 from embedding.run.probe import Findings, Probe, ProbeJob
 from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage, reason_of
 
@@ -41,7 +33,6 @@ log = logging.getLogger(__name__)
 
 _RAISED = re.compile(r"^[\w.]*(Error|Exception): ")
 """How the last line of a traceback begins."""
-_GREETING = b"Set ray log level from environment variable"
 _UNITS_IN_HAND = 2
 """Units that a worker works on at once: one on the device, one being tokenized, written or put."""
 _UNITS_AHEAD = 2
@@ -56,52 +47,20 @@ _PROBE_SECONDS = 300
 """Loading a large model takes longest of what is done before the run, and is bounded by nothing else."""
 
 
-class Cluster:
-    """The Ray cluster of a run, connected when it is first needed: the one at RAY_ADDRESS, one already connected, or an embedded one.
-
-    A context manager: at its end, what it connected is let go.
-    """
-
-    def __init__(self) -> None:
-        self._ours = False
-        self._embedded = False
-
-    def nodes(self) -> list[dict[str, float]]:
-        """The Ray resources of each node that lives."""
-        if not ray.is_initialized():
-            self._connect()
-        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-    def _connect(self) -> None:
-        """An embedded cluster gets a CPU more than the machine has, for the reads beside a worker that holds them all."""
-        _quiet()
-        options: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
-        if not os.environ.get("RAY_ADDRESS"):
-            cpus = available_cpus()
-            log.info("starting Ray on this machine, %d CPUs (set RAY_ADDRESS to use a running cluster)", cpus)
-            options |= {"address": "local", "num_cpus": cpus + 1, "include_dashboard": False}
-            self._embedded = True
-        with _own_sigterm(), _without_greeting():
-            ray.init(**options)
-        self._ours = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        in_haste = ending.asked.is_set() and not self._embedded  # a cluster that goes on notices by itself when a driver ends
-        if self._ours and not in_haste:
-            ray.shutdown()
-
-
 def run_units(
-    units: Sequence[Unit], job: WorkerJob, placement: Placement, worker: type[EmbeddingWorker] = EmbeddingWorker
+    units: Sequence[Unit],
+    job: WorkerJob,
+    placement: Placement,
+    worker: type[EmbeddingWorker] = EmbeddingWorker,
+    in_flight: InFlight | None = None,
 ) -> Iterator[CommitRecord]:
-    """Embed and commit the units; yields their records as they come, in no order.
+    """Embed and commit the units; yields their records as they come, in no order. `in_flight` tells how many are at work meanwhile.
 
     One row of the dataset is one unit, and every batch and every block behind the read is one row, so that units never mix.
     """
     attempts = _RemoteAttempts.start()
+    if in_flight is not None:
+        in_flight.watch(attempts)
     dataset = (
         _one_row_each(units)
         .map_batches(
@@ -233,6 +192,9 @@ class _AttemptCounter:
     def settle(self, key: str) -> None:
         self._counts.pop(key, None)
 
+    def unsettled(self) -> int:
+        return len({key.removeprefix("read ") for key in self._counts})
+
 
 class _RemoteAttempts:
     """The counter as reads and workers see it."""
@@ -256,6 +218,37 @@ class _RemoteAttempts:
     def settle(self, key: str) -> None:
         self._counter.settle.remote(key)
 
+    def unsettled(self) -> ray.ObjectRef[int]:
+        asked: ray.ObjectRef[int] = self._counter.unsettled.remote()
+        return asked
+
+
+class InFlight:
+    """How many units are being read or worked on, for who wants to show it: asks without waiting for the answer."""
+
+    def __init__(self) -> None:
+        self._attempts: _RemoteAttempts | None = None
+        self._asked: ray.ObjectRef[int] | None = None
+        self._known: int | None = None
+
+    def watch(self, attempts: _RemoteAttempts) -> None:
+        """Ask this counter from now on."""
+        self._attempts = attempts
+
+    def __call__(self) -> int | None:
+        """As many as there were when the last answer was given, None before the first one."""
+        if self._attempts is None:
+            return None
+        if self._asked is None:
+            self._asked = self._attempts.unsettled()
+        if ray.wait([self._asked], timeout=0)[0]:
+            answer, self._asked = self._asked, None
+            try:
+                self._known = ray.get(answer)
+            except RayError:  # the cluster is going, which the records' side tells
+                self._known = None
+        return self._known
+
 
 def reason_in(text: str) -> str:
     """What was raised, of a worker's traceback as Ray hands it on: as text, wrapped in errors of Ray's own, with hints below it."""
@@ -273,40 +266,3 @@ def _explained(error: RayError) -> EmbeddingJobError:
     if "run the same command again" in reason:  # it says already what to do before that
         return EmbeddingJobError(f"the run stopped: {reason}")
     return EmbeddingJobError(f"the run stopped: {reason}; when that is mended, run the same command again to go on")
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Connecting installs Ray's own SIGTERM handlers, in C++ one that aborts the process; put back what was there."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
-
-
-@contextmanager
-def _without_greeting() -> Iterator[None]:
-    """Ray's C++ side says at each connect, on stderr itself, at what level it logs; all else that it says comes a moment later."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            said.seek(0)
-            for line in said:
-                if _GREETING not in line:
-                    os.write(2, line)
-
-
-def _quiet() -> None:
-    """Ray's own progress and notices off: the job reports for itself. Ray's log files keep what its Python side says."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    for name in ("ray.data", "ray"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -74,6 +74,13 @@ def _fit(node: Mapping[str, float], gpus: float, cpus: int) -> int:
     return min(by_cpu, int(node.get("GPU", 0) / gpus + 1e-9)) if gpus else by_cpu
 
 
+def this_machine() -> dict[str, float]:
+    """The resources that Ray would find if it were started here; a CPU more than there is, as an embedded cluster has it."""
+    import torch
+
+    return {"CPU": available_cpus() + 1, "GPU": torch.cuda.device_count()}
+
+
 def available_cpus() -> int:
     """CPUs this process may use: its affinity, bounded by a container's quota."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -16,6 +16,7 @@ from embedding.corpus.reader import Columns, read_unit, text_faults
 from embedding.errors import CorpusError, EmbeddingJobError
 from embedding.model.measure import Measured, budgets_from, measure
 from embedding.model.spec import ModelSpec
+from embedding.run.models import model_folder
 
 _PLACES = 32
 _SAMPLE_ROWS = {"cpu": 2_048, "cuda": 16_384}
@@ -78,7 +79,7 @@ class Probe:
 
         job = self._job
         texts, row_bytes = _read(job.sample, job.columns, head_chars=_CHARS_PER_TOKEN * job.model.max_tokens)
-        embedder = Embedder(job.model, device=job.device, threads=job.threads)
+        embedder = Embedder(job.model, device=job.device, threads=job.threads, folder=model_folder(job.model))
         budgets = budgets_from(job.model.max_tokens) if job.batch_tokens is None else [job.batch_tokens]
         pace = measure(embedder, DeviceMemory(job.device, job.share), texts, budgets)
         return Findings(embedder.description["device"], len(texts), row_bytes + 4 * embedder.dim, pace)

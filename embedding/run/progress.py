@@ -1,4 +1,4 @@
-"""How a run shows that it lives: a calm bar in a terminal, a line every few seconds in a log, or nothing."""
+"""How a run shows that it lives: one calm view in a terminal, a line every few seconds in a log, or nothing."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ import logging
 import re
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from embedding.config import ProgressStyle
+from embedding.run.outlook import Outlook
+from embedding.run.placement import Placement
 from embedding.run.summary import Summary
 
 log = logging.getLogger(__name__)
@@ -21,12 +28,59 @@ log = logging.getLogger(__name__)
 _LOG_SECONDS = 5.0
 _VOICE_CHARS = 200
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_LOOKS_PER_SECOND = 2
+_WIDTH = 100
+"""Of the bar at most, in characters."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a view looks at, from any thread: all of it grows while the run goes on."""
+
+    summary: Summary
+    outlook: Outlook
+    placement: Placement
+    in_flight: Callable[[], int | None]
+    """Units that are being read or worked on right now, None where that is not known (yet)."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of units that ended in this run."""
+        return self.summary.rows_in + self.summary.rows_failed
+
+    @property
+    def total(self) -> int:
+        """Rows that this run has to embed."""
+        return self.rows + self.summary.rows_pending
+
+    @property
+    def percent(self) -> str:
+        """Of the rows; 100% is what is done, not what is nearly so."""
+        return f"{100 * self.rows // max(1, self.total)}%"
+
+    def left(self, now: float) -> str:
+        """Time that is left, as a clock."""
+        return _clock(self.outlook.seconds_left(now))
+
+    def pace(self, now: float) -> str:
+        """Tokens a second lately."""
+        return f"{self.outlook.tokens_per_second(now) or 0:,.0f} tokens/s"
+
+    def workers(self, now: float) -> str:
+        """Who is at work, and how much of it is work for the device."""
+        most, busy = self.placement.max_workers, self.outlook.busy_share(now)
+        device = "GPU" if self.placement.gpus else "CPU"
+        return f"{self.outlook.workers_seen(now)} of {most} workers" + ("" if busy is None else f", {device} busy {busy:.0%}")
+
+    def faults(self) -> str:
+        """Rows that are not what they could be."""
+        return f"{self.summary.truncated_rows:,} truncated, {self.summary.rows_rejected:,} rejected"
 
 
 class ProgressView(Protocol):
-    """Shows a summary as it grows."""
+    """Shows a run as it goes on."""
 
-    def update(self, summary: Summary) -> None:
+    def update(self) -> None:
         """A unit ended."""
 
     def __enter__(self) -> Self: ...
@@ -34,62 +88,93 @@ class ProgressView(Protocol):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
 
-def open_progress(style: ProgressStyle, total_rows: int) -> ProgressView:
-    """The view of that style; auto is a bar where stderr is a terminal, else log lines."""
+def open_progress(style: ProgressStyle, watched: Watched) -> ProgressView:
+    """The view of that style; auto is a bar where stderr is a terminal that can move its cursor, else log lines."""
     console = Console(stderr=True)
     if style == "auto":
-        style = "bar" if console.is_terminal else "log"
+        style = "bar" if console.is_terminal and not console.is_dumb_terminal else "log"
     if style == "bar":
-        return _Bar(console, total_rows)
-    return _Lines(total_rows, silent=style == "none")
+        return _Bar(console, watched)
+    return _Lines(watched, silent=style == "none")
 
 
 class _Bar:
-    def __init__(self, console: Console, total_rows: int) -> None:
-        self._progress = Progress(
-            TextColumn("embedding"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("rows · {task.fields[pace]}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[trouble]}"),
-            console=console,
-        )
-        self._row = self._progress.add_task("rows", total=total_rows, pace="starting workers", trouble="")
+    """Drawn anew twice a second, whether a unit ended or not. What is printed or logged meanwhile goes above it, whole."""
 
-    def update(self, summary: Summary) -> None:
-        pace = f"{summary.tokens_per_second:,.0f} tokens/s · ETA {_clock(summary.seconds_left)} · elapsed"
-        trouble = f"[red]{summary.units_failed} units failed" if summary.units_failed else ""
-        self._progress.update(self._row, completed=summary.rows_in + summary.rows_failed, pace=pace, trouble=trouble)
+    def __init__(self, console: Console, watched: Watched) -> None:
+        self._console = console
+        self._watched = watched
+        self._began = time.monotonic()
+        self._live = Live(
+            console=console,
+            refresh_per_second=_LOOKS_PER_SECOND,
+            redirect_stdout=sys.stdout.isatty(),  # what goes to a file goes there still
+            get_renderable=self._drawn,
+        )
+
+    def update(self) -> None:
+        """See ProgressView; the next look shows it."""
+
+    def _drawn(self) -> Group:
+        now, watched = time.monotonic(), self._watched
+        summary, in_flight = watched.summary, watched.in_flight()
+        head = f"{summary.output} · {watched.placement}"
+        if summary.units_skipped:
+            head += f" · {summary.units_skipped:,} units were done before"
+        progress = [
+            f"{watched.rows:,} of {watched.total:,} rows, {watched.percent}",
+            watched.pace(now) if watched.rows else "starting workers",
+            f"ETA {watched.left(now)}",
+            f"elapsed {_clock(now - self._began)}",
+        ]
+        moving = "" if in_flight is None else f"{min(in_flight, summary.units_pending):,} in flight, "
+        units = f"{moving}{summary.units_done:,} of {summary.units_done + summary.units_failed + summary.units_pending:,} units done, "
+        trouble = Text(f"{summary.units_failed:,} failed", style="bold red" if summary.units_failed else "")
+        bar = Table.grid()  # a line of its own, which a bare bar would share with what follows
+        bar.add_row(ProgressBar(total=max(1, watched.total), completed=watched.rows, width=min(_WIDTH, self._console.width)))
+        return Group(
+            _line(Text(head, style="dim")),
+            bar,
+            _line(Text(" · ".join(progress))),
+            _line(Text(units) + trouble),
+            _line(Text(f"{watched.workers(now)} · {watched.faults()}")),
+        )
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._progress.stop()
+        self._live.stop()
+
+
+def _line(text: Text) -> Text:
+    """Cut at the terminal's edge: a view whose height changes would leave parts of itself behind."""
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text
 
 
 class _Lines:
-    def __init__(self, total_rows: int, *, silent: bool) -> None:
-        self._total = total_rows
+    def __init__(self, watched: Watched, *, silent: bool) -> None:
+        self._watched = watched
         self._silent = silent
         self._next = time.monotonic()
 
-    def update(self, summary: Summary) -> None:
-        now, rows = time.monotonic(), summary.rows_in + summary.rows_failed
-        if self._silent or (now < self._next and rows < self._total):
+    def update(self) -> None:
+        now, watched = time.monotonic(), self._watched
+        if self._silent or (now < self._next and watched.summary.rows_pending):
             return
         self._next = now + _LOG_SECONDS
         log.info(
-            "%s of %s rows (%.0f%%), %s rows/s, %s tokens/s, %s units failed, ETA %s",
-            f"{rows:,}",
-            f"{self._total:,}",
-            100 * rows / max(1, self._total),
-            f"{summary.rows_per_second:,.0f}",
-            f"{summary.tokens_per_second:,.0f}",
-            summary.units_failed,
-            _clock(summary.seconds_left),
+            "%s of %s rows (%s), %s, ETA %s, %s units failed, %s, %s",
+            f"{watched.rows:,}",
+            f"{watched.total:,}",
+            watched.percent,
+            watched.pace(now),
+            watched.left(now),
+            watched.summary.units_failed,
+            watched.workers(now),
+            watched.faults(),
         )
 
     def __enter__(self) -> Self:
@@ -119,9 +204,17 @@ class OtherVoices(io.StringIO):
         return len(text)
 
 
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what sys.stderr is by then: while a view shows, that puts lines above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.setStream(sys.stderr)
+        super().emit(record)
+
+
 def log_to_stderr(level: int = logging.INFO) -> None:
     """Our messages to stderr, one line each; stdout stays for the summary."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     root = logging.getLogger("embedding")
     root.handlers[:] = [handler]

@@ -18,7 +18,8 @@ from embedding.errors import EmbeddingJobError
 from embedding.model.batching import default_batch_tokens
 from embedding.model.measure import Measured
 from embedding.model.spec import ModelSpec
-from embedding.run.pipeline import Cluster, run_probe
+from embedding.run.cluster import Cluster
+from embedding.run.pipeline import run_probe
 from embedding.run.placement import Placement, place_workers
 from embedding.run.probe import Findings, ProbeJob, sample_units
 from embedding.run.settings import columns_of, default_unit_rows
@@ -27,7 +28,10 @@ log = logging.getLogger(__name__)
 
 _WORTH_UNITS = 8
 """A corpus of more units of default size is worth some seconds of measuring; a smaller one is done sooner without."""
-_UNIT_SECONDS = 10
+_UNIT_SECONDS = (10, 20)
+"""Of work: more than the least where more workers end units than one driver can feed."""
+_FED_PER_SECOND = 50
+"""Units; what one driver sustains (docs/scale.md)."""
 _UNIT_BYTES = 2**28
 """Texts, copied columns and vectors of a unit; a worker has two units in hand, and more wait at it."""
 _UNITS_PER_WORKER = 4
@@ -75,7 +79,8 @@ def unit_rows(found: Findings, *, rows: int, workers: int) -> int:
         rows: of the corpus.
         workers: of the run.
     """
-    by_pace = max(_LEAST_ROWS, found.pace.rows_per_second * _UNIT_SECONDS)
+    seconds = np.clip(workers / _FED_PER_SECOND, *_UNIT_SECONDS)
+    by_pace = max(_LEAST_ROWS, found.pace.rows_per_second * seconds)
     by_workers = max(_LEAST_ROWS, rows / (workers * _UNITS_PER_WORKER))
     by_bytes = max(1, _UNIT_BYTES / found.row_bytes)
     return int(2 ** min(np.rint(np.log2(by_pace)), np.floor(np.log2(min(by_workers, by_bytes)))))

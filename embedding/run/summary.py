@@ -101,11 +101,6 @@ class Summary:
         self.rows_per_second = round(self.rows_in / seconds, 1)
 
     @property
-    def seconds_left(self) -> float | None:
-        """Estimate for what is pending at the pace so far, None before the first unit."""
-        return self.rows_pending / self.rows_per_second if self.rows_per_second else None
-
-    @property
     def exit_code(self) -> ExitCode:
         """What the process answers."""
         return ExitCode.FAILED_UNITS if self.status == "failed units" else ExitCode.COMPLETE

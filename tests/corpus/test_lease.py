@@ -102,6 +102,19 @@ def test_a_living_holder_is_named(storage: Storage) -> None:
     )
 
 
+@pytest.mark.parametrize("process", ["mine", "of another machine"])
+def test_a_look_tells_a_living_holder_and_takes_nothing(process: str, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    if process != "mine":
+        monkeypatch.setattr("embedding.corpus.lease.process_identity", lambda: process)
+    Lease.require_free(storage)
+    assert storage.list("") == {}
+    with Lease.acquire(storage, "run-1", LIVELY) as lease:
+        with pytest.raises(OutputBusyError, match="is held by run run-1 on "):
+            Lease.require_free(storage)
+        lease.check()
+    Lease.require_free(storage)
+
+
 def test_a_holder_in_another_process_is_busy_and_keeps_the_output(storage: Storage, tmp_path: Path) -> None:
     with holder(storage, LIVELY, tmp_path):
         with pytest.raises(OutputBusyError, match="is held by run held on "):

@@ -114,6 +114,22 @@ def test_a_refusal_is_not_tried_again(fault: str, storage: Storage, proxy: Fault
         assert len(proxy.requests) == number + 1
 
 
+def test_a_look_whether_one_may_write_leaves_nothing(storage: Storage, proxy: FaultyProxy) -> None:
+    def look(where: Storage) -> None:
+        where.require_writable("probe")
+
+    look(storage)
+    assert {request.split()[0] for request in proxy.requests} <= {"PUT", "GET", "HEAD"}
+    proxy.faults.append("claim success")  # of a store that ignores the condition
+    look(storage)
+    assert proxy.requests[-1].split()[0] in ("DELETE", "POST")
+    assert storage.list("").keys() == {"a"}
+    proxy.faults.append("denied")
+    expect_refusal(AccessError, f"writing {storage.url}/probe is not allowed: ", look, storage)
+    nowhere = open_storage("s3://no-such-bucket/out")
+    expect_refusal(ConfigError, "writing s3://no-such-bucket/out/probe failed: ", look, nowhere)
+
+
 @pytest.mark.parametrize("fault", ["reset", "truncate", "slow down", "internal error"])
 def test_a_source_is_read_through_faults_at_any_request(fault: str, s3: S3Server, proxy: FaultyProxy) -> None:
     corpus, columns = plain(rows=20, files=1), Columns("text")
@@ -190,7 +206,10 @@ def test_a_folder_that_may_not_be_written(call: str) -> None:
         Path(folder).chmod(0o555)
         said = expect_refusal(AccessError, "", CALLS[call], open_storage(folder, temporary_folder="_control/tmp"))
         assert "is not allowed: [Errno 13] Permission denied" in said
+        look = open_storage(f"{folder}/new/out")
+        expect_refusal(AccessError, f"writing {folder}/new/out is not allowed: ", lambda storage: storage.require_writable("probe"), look)
         Path(folder).chmod(0o755)
+        look.require_writable("probe")
         assert [path.name for path in Path(folder).iterdir()] == ["a"]
 
 

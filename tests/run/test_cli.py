@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from embedding.errors import ConfigError
 from embedding.run.cli import parse, run
+from tests.support import corpora
+from tests.support.job import REPOSITORY, SCRIPT
+from tests.support.terminal import on_terminal
 
 NEEDED = ["--input", "corpus", "--output", "vectors"]
 
@@ -35,6 +43,10 @@ def test_lists_can_be_repeated_or_given_at_once() -> None:
     ("arguments", "sentence"),
     [
         (["--output", "o"], "--input is missing; say it on the command line, in --config or as EMBED_INPUT"),
+        (["--inptu", "i", "--output", "o"], "Unknown option: --inptu. Did you mean --input?"),
+        (["--input", "i", "--outptu=o"], "Unknown option: --outptu. Did you mean --output?"),
+        (["--input", "i", "--zzz", "o"], "Unknown option: --zzz. --help lists them all."),
+        ([*NEEDED, "--quiet", "--verbose"], "--quiet and --verbose are both given; keep one of them"),
         ([*NEEDED, "--batch-token", "5"], "Did you mean --batch-tokens?"),
         ([*NEEDED, "--batch-tokens", "0"], "--batch-tokens='0' is refused"),
         ([*NEEDED, "--pooling", "median"], "--pooling='median' is refused"),
@@ -97,3 +109,56 @@ def test_help_and_version_answer_on_stdout(question: str, capsys: pytest.Capture
     printed = capsys.readouterr()
     assert printed.err == ""
     assert ("--batch-tokens" if question == "--help" else "0.1.0") in printed.out
+
+
+def test_help_is_in_groups_and_names_what_goes_where(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert run(["--help"]) == 0
+    printed = capsys.readouterr().out
+    titles = re.findall(r"^╭─ (.*?) ─", printed, flags=re.MULTILINE)
+    assert titles == ["Corpus", "Output", "Model", "Speed and placement", "Run", "Configuration", "Help"]
+    assert "--batch-tokens auto|N " in printed
+    assert "CHOICE|" not in printed
+
+
+def test_bash_completes_the_installed_program(tmp_path: Path) -> None:
+    program, script = tmp_path / "embed-corpus", tmp_path / "completion"
+    program.write_text("from embedding.run.cli import main\nmain()\n")
+    command = [sys.executable, str(program), "--install-completion", "--shell", "bash", "--output", str(script)]
+    env = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run(command, check=True, capture_output=True, timeout=60, env=env)
+    assert complete(script, "--batch") == ["--batch-tokens"]
+    assert {"mean", "max"} <= set(complete(script, "--pooling", "m"))
+
+
+def complete(script: Path, *words: str) -> list[str]:
+    """What bash offers for the last of the words."""
+    asked = f"source {script}; COMP_WORDS=(embed-corpus {' '.join(words)}); COMP_CWORD={len(words)}; _embed_corpus; echo ${{COMPREPLY[@]}}"
+    return subprocess.run(["bash", "-c", asked], check=True, capture_output=True, text=True, timeout=60).stdout.split()
+
+
+def test_quiet_leaves_errors_and_the_answer(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    source = corpora.plain(rows=6, files=1).write(tmp_path / "in")
+    options = ["--input", source, "--output", str(tmp_path / "out"), "--model", str(tiny_model), "--dry-run", "--rate", "1"]
+    assert run(options) == 0
+    told = capsys.readouterr()
+    assert "1 source files" in told.err
+    assert run([*options, "--quiet"]) == 0
+    quiet = capsys.readouterr()
+    assert quiet.err == ""
+    assert quiet.out.splitlines()[:-1] == told.out.splitlines()[:-1]
+    assert run([*options, "--verbose"]) == 0
+    assert logging.getLogger("embedding").level == logging.DEBUG
+    capsys.readouterr()
+    assert run([*options, "--quiet", "--text-column", "txt"]) == 2
+    assert re.fullmatch(r"error: .* has no column 'txt'; did you mean 'text'\? columns are id, text\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("env", "colour"), [({}, "red"), ({"NO_COLOR": "1"}, "default")])
+def test_colour_is_for_those_who_want_it(env: dict[str, str], colour: str) -> None:
+    with on_terminal([sys.executable, SCRIPT, "--output", "o"], env) as terminal:
+        assert terminal.wait()[0].startswith("error: --input is missing")
+        assert terminal.colour(line=0, column=0) == colour

@@ -19,6 +19,7 @@ from embedding.corpus.plan import make_unit
 from embedding.corpus.sources import Source
 from embedding.errors import EmbeddingJobError, ModelError
 from embedding.run import job, pipeline
+from embedding.run.cluster import Cluster
 from embedding.run.progress import OtherVoices
 from tests.run.conftest import Embed
 from tests.support import corpora, outputs
@@ -62,7 +63,7 @@ def test_the_reason_is_what_was_raised(text: str, reason: str) -> None:
 def test_read_tasks_begin_with_their_largest_units() -> None:
     source = Source("file:///in/a.parquet", "a.parquet", 1, "1")
     units = [make_unit(source, first, rows, "f") for first, rows in enumerate([3, 1, 7, 2, 5, 6, 4])]
-    with pipeline.Cluster() as cluster:
+    with Cluster() as cluster:
         assert cluster.nodes()
         dataset = ray.data.from_items([{"rows": unit.num_rows} for unit in pipeline.dealt(units, 3)], override_num_blocks=3)
         assert [ray.get(ref).column("rows").to_pylist() for ref in dataset.to_arrow_refs()] == [[7, 4, 1], [6, 3], [5, 2]]
@@ -106,8 +107,8 @@ def test_units_that_share_a_read_task_go_on_one_by_one(embed: Embed, tmp_path: P
     embed(**options, output=str(tmp_path / "apart"))
     shards_at_each_record: list[int] = []
 
-    def watched(*args: Any) -> Iterator[CommitRecord]:
-        for record in pipeline.run_units(*args):
+    def watched(*args: Any, **options: Any) -> Iterator[CommitRecord]:
+        for record in pipeline.run_units(*args, **options):
             shards_at_each_record.append(len(outputs.versions(str(tmp_path / "shared"))))
             yield record
 

@@ -41,6 +41,9 @@ def findings(rows_per_second: float, row_bytes: float = 2_000.0) -> Findings:
         (findings(100_000, row_bytes=3_500), 10**9, 8, 65_536),
         (findings(100_000), 10**6, 8, 16_384),  # four units for each worker, and some more
         (findings(100_000), 20_000, 500, 512),  # small enough for any number of workers
+        (findings(1_000, row_bytes=500), 10**10, 500, 8_192),
+        (findings(1_000, row_bytes=500), 10**10, 800, 16_384),  # longer ones, since one driver feeds them all
+        (findings(1_000, row_bytes=500), 10**10, 9_999, 16_384),
         (findings(3), 10**6, 8, 512),
         (findings(3, row_bytes=10_000_000), 10**6, 8, 16),  # whatever the pace, it must fit
         (findings(3, row_bytes=1e9), 10**6, 8, 1),

@@ -1,4 +1,4 @@
-"""Counts, pace and what is left, from literal records."""
+"""Counts and pace, from literal records."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def record(unit: Unit, start: float, **facts: int | str) -> CommitRecord:
 
 def test_units_move_from_pending_to_done_or_failed() -> None:
     summary = Summary.planned(output="out", run="r", done=UNITS[:1], pending=UNITS[1:])
-    assert (summary.rows_skipped, summary.rows_pending, summary.seconds_left) == (10, 30, None)
+    assert (summary.rows_skipped, summary.rows_pending) == (10, 30)
     summary.add(record(UNITS[1], 100.0, tokens=60, rejected=3, truncated=1))
     summary.add(record(UNITS[2], 103.0, tokens=40))
     assert (summary.rows_in, summary.rows_out, summary.rows_rejected, summary.truncated_rows) == (20, 17, 3, 1)
-    assert (summary.tokens_per_second, summary.rows_per_second, summary.seconds_left) == (20.0, 4.0, 2.5)
+    assert (summary.tokens_per_second, summary.rows_per_second) == (20.0, 4.0)
     summary.add(CommitRecord.of(UNITS[3], error="damaged"))
     assert (summary.rows_pending, summary.units_pending, summary.rows_failed, summary.units_failed) == (0, 0, 10, 1)
     assert summary.tokens_per_second == 20.0
@@ -40,7 +40,7 @@ def test_a_file_that_cannot_be_read_is_a_failure_without_rows() -> None:
 def test_a_record_without_times_has_no_pace() -> None:
     summary = Summary.planned(output="out", run="r", done=[], pending=UNITS)
     summary.add(CommitRecord.of(UNITS[0], tokens=5))
-    assert (summary.tokens_per_second, summary.seconds_left) == (0.0, None)
+    assert (summary.tokens_per_second, summary.rows_per_second) == (0.0, 0.0)
 
 
 def test_the_line_leaves_out_what_may_be_long() -> None:

@@ -26,8 +26,9 @@ from embedding.corpus.verify import Claims, false_claims, missing_shards, repair
 from embedding.errors import ConfigError, ModelError
 from embedding.model.spec import ModelSpec
 from embedding.run.checker import CheckJob
+from embedding.run.cluster import Cluster
 from embedding.run.models import find_model, model_folder
-from embedding.run.pipeline import Cluster, run_checks
+from embedding.run.pipeline import run_checks
 from embedding.run.proof.config import VerifyConfig
 from embedding.run.proof.result import Proof
 from embedding.run.settings import columns_of_output, model_options

@@ -1,0 +1,108 @@
+"""The Ray cluster of a run: which one, and how it is connected without noise."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+import ray.data
+
+from embedding.corpus import ending
+from embedding.run.placement import available_cpus, this_machine
+
+log = logging.getLogger(__name__)
+
+_GREETING = b"Set ray log level from environment variable"
+
+
+class Cluster:
+    """The Ray cluster of a run, connected when it is first needed: the one at RAY_ADDRESS, one already connected, or an embedded one.
+
+    A context manager: at its end, what it connected is let go. One that is only `looked_at` is connected where it runs already, and
+    else this machine stands for it.
+    """
+
+    def __init__(self, *, looked_at: bool = False) -> None:
+        self._looked_at = looked_at
+        self._ours = False
+        self._embedded = False
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is, or would be, embedded: on this machine, for this run."""
+        return self._embedded or not (ray.is_initialized() or os.environ.get("RAY_ADDRESS"))
+
+    def nodes(self) -> list[dict[str, float]]:
+        """The Ray resources of each node that lives."""
+        if self._looked_at and self.is_here:
+            return [this_machine()]
+        if not ray.is_initialized():
+            self._connect()
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+    def _connect(self) -> None:
+        """An embedded cluster gets a CPU more than the machine has, for the reads beside a worker that holds them all."""
+        _quiet()
+        options: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
+        if not os.environ.get("RAY_ADDRESS"):
+            cpus = available_cpus()
+            log.info("starting Ray on this machine, %d CPUs (set RAY_ADDRESS to use a running cluster)", cpus)
+            options |= {"address": "local", "num_cpus": cpus + 1, "include_dashboard": False}
+            self._embedded = True
+        with _own_sigterm(), _without_greeting():
+            ray.init(**options)
+        self._ours = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        in_haste = ending.asked.is_set() and not self._embedded  # a cluster that goes on notices by itself when a driver ends
+        if self._ours and not in_haste:
+            ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Connecting installs Ray's own SIGTERM handlers, in C++ one that aborts the process; put back what was there."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _without_greeting() -> Iterator[None]:
+    """Ray's C++ side says at each connect, on stderr itself, at what level it logs; all else that it says comes a moment later."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            said.seek(0)
+            for line in said:
+                if _GREETING not in line:
+                    os.write(2, line)
+
+
+def _quiet() -> None:
+    """Ray's own progress and notices off: the job reports for itself. Ray's log files keep what its Python side says."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,0 +1,233 @@
+"""What a run would do, how long it would take and what it would cost, from a sample of its rows: for --dry-run. Knows no Ray."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import accumulate, cycle, pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from embedding.config import JobConfig
+from embedding.corpus.ledger import read_ledger
+from embedding.corpus.output import Output
+from embedding.corpus.plan import Unit, make_unit
+from embedding.corpus.reader import Columns, read_unit, text_faults
+from embedding.errors import SourceError
+from embedding.model.embedder import Embedder
+from embedding.model.spec import ModelSpec
+from embedding.model.tokenizer import TokenizedTexts, Tokenizer
+from embedding.run.models import model_folder
+from embedding.run.placement import Placement
+from embedding.run.report.wording import count
+
+log = logging.getLogger(__name__)
+
+_BLOCKS = 64
+_BLOCK_ROWS = 16
+"""Rows beside each other are alike: many small blocks say more than a few large ones, and each costs a read."""
+_READ_THREADS = 4
+_READ_SECONDS = 10.0
+"""After that the blocks that were read must do."""
+_ENCODE_SECONDS = 2.0
+_FLOAT_BYTES = 4
+_RUNS = "_control/runs"
+_RUNS_BACK = 20
+
+
+@dataclass(frozen=True)
+class TextSample:
+    """What a sample of the rows says about all of them."""
+
+    tokens: TokenizedTexts
+    rows: int
+    """Rows that were looked at, those without text included."""
+    tokens_per_row: float
+    tokens_error: float
+    """Standard error of that, 0 where every row was looked at."""
+    truncated_share: float
+    rejected_share: float
+    unreadable: str
+    """Why a block could not be read, empty where all could."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How many tokens a worker embeds in a second, and who says so."""
+
+    tokens_per_second: float
+    origin: str
+
+
+def estimate(
+    config: JobConfig, output: Output, pending: Sequence[Unit], model: ModelSpec, batch_tokens: int, placement: Placement, *, here: bool
+) -> dict[str, object]:
+    """What embedding the pending units takes; None for what cannot be known. `here`: the run would be on this machine, which can be tried.
+
+    Shares are of rows. Bytes are those of the vectors where this output has no shard yet that could be measured. Time and GPU hours
+    are those of the workers at work, from the first batch to the last.
+    """
+    sample = sample_texts(pending, model, config.text_column, config.output) if pending else None
+    rows = sum(unit.num_rows for unit in pending)
+    bytes_per_row, measured = _shard_bytes_per_row(output, model)
+    facts: dict[str, object] = {"rows to do": rows, "shard bytes": round(rows * bytes_per_row), "shard bytes measured": measured}
+    if sample is None:
+        return facts
+    if sample.unreadable:
+        log.warning("a part of the sample cannot be read: %s", sample.unreadable)
+    rate = Rate(config.rate, "as --rate says") if config.rate else earlier_rate(output)
+    if rate is None and here and len(sample.tokens.ids):
+        rate = rate_here(model, sample.tokens, batch_tokens, placement.device, None if placement.gpus else placement.cpus)
+    tokens = rows * sample.tokens_per_row
+    worker_hours = tokens / rate.tokens_per_second / 3600 if rate else None
+    gpu_hours = worker_hours * placement.gpus if worker_hours is not None else None
+    workers = max(1, placement.max_workers)
+    return facts | {
+        "rows sampled": sample.rows,
+        "tokens a row": round(sample.tokens_per_row, 2),
+        "tokens to do": round(tokens),
+        "standard error of tokens": round(rows * sample.tokens_error) if math.isfinite(sample.tokens_error) else None,
+        "truncated share": round(sample.truncated_share, 4),
+        "rejected share": round(sample.rejected_share, 4),
+        "tokens a second": round(rate.tokens_per_second * workers) if rate else None,
+        "rate": rate.origin if rate else None,
+        "seconds": round(3600 * worker_hours / workers, 1) if worker_hours is not None else None,
+        "GPU hours": gpu_hours,
+        "cost": round(gpu_hours * config.gpu_hour_price, 2) if gpu_hours is not None and config.gpu_hour_price else None,
+    }
+
+
+def _shard_bytes_per_row(output: Output, model: ModelSpec) -> tuple[float, bool]:
+    """And whether it is measured on this output's shards: else it is the vectors without what else a shard has."""
+    ledger = read_ledger(output.storage, ("bytes", "rows", "error"))
+    committed = ledger.filter(pc.equal(ledger["error"], ""))
+    rows = pc.sum(committed["rows"]).as_py()
+    return (pc.sum(committed["bytes"]).as_py() / rows, True) if rows else (_FLOAT_BYTES * model.dimensions, False)
+
+
+def sample_texts(pending: Sequence[Unit], model: ModelSpec, text_column: str, seed: str) -> TextSample | None:
+    """Tokenize blocks of rows from all over the pending units; None where none could be read.
+
+    One block of each of equal parts of the rows, at a random place, the same one for the same `seed`; the error is that of a mean
+    over clusters.
+    """
+    read, unreadable = _read(_blocks(pending, seed), text_column)
+    if not read:
+        return None
+    tokenizer = Tokenizer(model, model.source.folder(()))
+    tokens = tokenizer([text for texts in read for text in texts if text is not None])
+    rows = np.array([len(texts) for texts in read])
+    with_text = np.array([sum(text is not None for text in texts) for texts in read])
+    ends = np.cumsum(with_text)
+    per_block = np.add.reduceat(np.append(tokens.lengths, 0), ends - with_text) * (with_text > 0)
+    share = rows.sum() / sum(unit.num_rows for unit in pending)
+    mean = per_block.sum() / rows.sum()
+    return TextSample(
+        tokens=tokens,
+        rows=int(rows.sum()),
+        tokens_per_row=float(mean),
+        tokens_error=_standard_error(per_block - mean * rows, rows) * math.sqrt(max(0.0, 1 - share)),
+        truncated_share=float(tokens.truncated.sum() / rows.sum()),
+        rejected_share=float(1 - with_text.sum() / rows.sum()),
+        unreadable=unreadable,
+    )
+
+
+def _standard_error(residuals_B: npt.NDArray[np.float64], rows_B: npt.NDArray[np.int64]) -> float:
+    """Of a ratio over B blocks in the order of the corpus; of one block, nothing is known.
+
+    From the differences of neighbours, as is right for a sample spread evenly: what differs between far places, such as one file and
+    another, is in the sample as it is in the corpus.
+    """
+    blocks = len(rows_B)
+    if blocks < 2:
+        return math.inf
+    return float(np.sqrt((np.diff(residuals_B) ** 2).sum() / (2 * blocks * (blocks - 1))) / rows_B.mean())
+
+
+def _blocks(pending: Sequence[Unit], seed: str) -> list[Unit]:
+    """The rows to look at, as units of their own, in the order of the pending ones. All rows where there are few."""
+    rows = sum(unit.num_rows for unit in pending)
+    if rows <= _BLOCKS * _BLOCK_ROWS:
+        return list(pending)
+    chance = random.Random(seed)
+    ends = list(accumulate(unit.num_rows for unit in pending))
+    blocks = []
+    for number in range(_BLOCKS):
+        place = int(rows * (number + chance.random()) / _BLOCKS)
+        found = int(np.searchsorted(ends, place, side="right"))
+        unit = pending[found]
+        inside = min(place - (ends[found] - unit.num_rows), max(0, unit.num_rows - _BLOCK_ROWS))
+        blocks.append(make_unit(unit.source, unit.first_row + inside, min(_BLOCK_ROWS, unit.num_rows), seed))
+    return blocks
+
+
+def _read(blocks: Sequence[Unit], text_column: str) -> tuple[list[list[str | None]], str]:
+    """The texts of the blocks that can be read in time, None for rows that would be rejected; and what was wrong with one that cannot."""
+    deadline = time.monotonic() + _READ_SECONDS
+    read: dict[int, list[str | None]] = {}
+    unreadable = ""
+    turns = random.Random(len(blocks)).sample(range(len(blocks)), len(blocks))  # whatever is read in time is from everywhere
+    pool = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="sample")
+    try:
+        for number, future in [(number, pool.submit(_texts, blocks[number], text_column)) for number in turns]:
+            try:
+                read[number] = future.result(max(0.1, deadline - time.monotonic()))
+            except TimeoutError:
+                break
+            except SourceError as error:
+                unreadable = unreadable or str(error)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return [read[number] for number in sorted(read)], unreadable
+
+
+def _texts(block: Unit, text_column: str) -> list[str | None]:
+    text = read_unit(block, Columns(text_column)).text
+    faults = text_faults(text)
+    return [None if row in faults else text[row].as_py() for row in range(len(text))]
+
+
+def earlier_rate(output: Output) -> Rate | None:
+    """The pace of the last run on this output that embedded something, by worker; None where none of the last few did."""
+    names = [name for name in output.storage.list(_RUNS) if name.endswith("/summary.json")]
+    for name in names[: -_RUNS_BACK - 1 : -1]:
+        summary = json.loads(output.storage.read(name) or b"{}")
+        if summary.get("tokens_per_second"):
+            break
+    else:
+        return None
+    began = datetime.strptime(summary["run"][:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+    ledger = read_ledger(output.storage, ("worker", "encode_started"))
+    workers = len(pc.unique(ledger["worker"].filter(pc.greater_equal(ledger["encode_started"], began))))
+    origin = f"as run {summary['run']} with {count(workers, 'worker')}"
+    return Rate(summary["tokens_per_second"] / workers, origin) if workers else None
+
+
+def rate_here(model: ModelSpec, tokens: TokenizedTexts, batch_tokens: int, device: str, threads: int | None) -> Rate:
+    """The pace of this machine, from a second or two of encoding the sample."""
+    embedder = Embedder(model, device=device, threads=threads, folder=model_folder(model))
+    pieces = list(_pieces(tokens, 2 * batch_tokens))
+    embedder.embed(pieces[0], batch_tokens)  # the first batch pays for what all need
+    turns, began, done, seconds = cycle(pieces), time.perf_counter(), 0, 0.0
+    while seconds < _ENCODE_SECONDS:
+        piece = next(turns)
+        embedder.embed(piece, batch_tokens)
+        done, seconds = done + len(piece.ids), time.perf_counter() - began
+    return Rate(done / seconds, f"as this machine encodes the sample, tried for {seconds:.0f} s")
+
+
+def _pieces(tokens: TokenizedTexts, size: int) -> Iterator[TokenizedTexts]:
+    """Rows in turn, of about `size` tokens at a time."""
+    cuts = np.flatnonzero(np.diff(tokens.offsets[1:] // size, prepend=-1))
+    for start, end in pairwise([*cuts.tolist(), len(tokens.lengths)]):
+        yield tokens.take(np.arange(start, end))

@@ -1,0 +1,57 @@
+"""What a dry run says: the plan and the estimate of what is to be done, as lines for a reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.filesize import decimal
+
+from embedding.run.report.wording import count, duration, share
+
+
+def lines(plan: Mapping[str, Any]) -> Iterator[str]:
+    """The plan of a dry run, a fact or a few on each line; what shapes the vectors comes last, by the names of the fingerprint."""
+    for name, text in _facts(plan):
+        yield f"{name:<12}{text}"
+    for name, value in plan["settings"].items():
+        yield f"  {name:<18} {value}"
+
+
+def _facts(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    unreadable = f"; {count(plan['unreadable files'], 'file')} cannot be read" if plan["unreadable files"] else ""
+    yield "corpus", f"{count(plan['source files'], 'file')}, {decimal(plan['source bytes'])}, {count(plan['rows'], 'row')}{unreadable}"
+    stale = f"; {count(plan['stale shards'], 'shard')} would be removed" if plan["stale shards"] else ""
+    yield "done", f"{count(plan['units done'], 'unit')}{stale}"
+    yield "to do", f"{count(plan['units to do'], 'unit')}, {count(plan['rows to do'], 'row')}"
+    if plan["units to do"]:
+        yield from _texts(plan)
+        yield from _work(plan)
+    kept = ", ".join(f"{name} {value:,}" for name, value in plan["kept"].items())
+    yield "kept", f"{kept} ({plan['kept from']})"
+    yield "settings", f"fingerprint {plan['fingerprint']}"
+
+
+def _texts(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if "rows sampled" not in plan:
+        yield "tokens", "unknown: none of the rows that were tried can be read"
+        return
+    error = plan["standard error of tokens"]
+    spread = ", nobody knows how exactly" if error is None else f" ± {error:,} (standard error)" if error else ""
+    yield "tokens", f"{plan['tokens to do']:,}{spread}: {plan['tokens a row']:,} a row, by {count(plan['rows sampled'], 'row')}"
+    yield "texts", f"{share(plan['truncated share'], 1)} longer than max_tokens, {share(plan['rejected share'], 1)} cannot be embedded"
+
+
+def _work(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    what = "by the shards that are there" if plan["shard bytes measured"] else "the vectors alone"
+    yield "shards", f"about {decimal(plan['shard bytes'])}, {what}"
+    yield "workers", f"{plan['workers']}; {plan['place']}"
+    if plan.get("seconds") is None:
+        yield "time", "unknown: nothing was measured on such hardware; --rate counts with so many tokens a second of a worker"
+        return
+    yield "time", f"about {duration(plan['seconds'])} of work at {plan['tokens a second']:,} tokens/s, {plan['rate']}"
+    if not plan["GPU hours"]:
+        yield "cost", "no GPU"
+        return
+    price = "; --gpu-hour-price says what they cost" if plan["cost"] is None else f", cost {plan['cost']:,.2f}"
+    yield "cost", f"about {plan['GPU hours']:,.2f} GPU hours{price}; starting, waiting and other nodes are not counted"
