@@ -26,7 +26,7 @@ MAY_IMPORT = {
 """jobs -> run -> {model, corpus} -> {config, errors}; `embedding` itself is the front door, which run takes the version from."""
 
 USES_RAY = {f"embedding/run/{name}.py" for name in ("cluster", "metrics", "pipeline", "submission")}
-"""Who connects the cluster; the pipeline, on it; the metrics, which leave through it; the client of its job server, which is never there."""
+"""Who connects the cluster; the pipeline, on it; the metrics, which leave through it; the client of its job server, never there."""
 FOREIGN_TO = {
     "embedding.corpus": {"ray", "tokenizers", "torch", "transformers"},
     "embedding.model": {"fsspec", "pyarrow", "ray", "s3fs"},

@@ -128,9 +128,11 @@ def test_what_a_large_corpus_needs_is_measured_recorded_and_kept(embed: Embed, t
     output = str(tmp_path / "out")
     with caplog.at_level(logging.INFO, "embedding.run"):
         planned = embed(input=large, output=output, **OPEN, dry_run=True)
-        assert [planned.plan[name] for name in OPEN] == ["measured when the run begins; 2048 here"] * 2
+        assert planned.plan["kept"] == DEFAULTS
+        assert str(planned.plan["kept from"]).startswith("unit_rows and batch_tokens will be measured when the run begins")
         smaller = embed(input=large, output=output, **OPEN, dry_run=True, limit_rows=WORTH)
-        assert {name: smaller.plan[name] for name in OPEN} == DEFAULTS
+        assert smaller.plan["kept"] == DEFAULTS
+        assert "measured" not in str(smaller.plan["kept from"])
         assert "measur" not in caplog.text
 
         assert embed(input=large, output=output, **OPEN, limit_rows=WORTH + 1).status == "complete"
@@ -149,7 +151,7 @@ def test_what_a_large_corpus_needs_is_measured_recorded_and_kept(embed: Embed, t
     corpora.plain(rows=WORTH, files=1, row_group_rows=3_000, seed=1).write(f"{large}/more")
     with caplog.at_level(logging.INFO, "embedding.run"):
         again = embed(input=large, output=output, **OPEN, dry_run=True)
-    assert {name: again.plan[name] for name in OPEN} == kept
+    assert again.plan["kept"] == kept
     assert "measur" not in caplog.text
 
 
@@ -166,7 +168,8 @@ def test_what_can_not_be_measured_is_taken_from_the_defaults(
     assert (job["kept"], job["measured"]) == (DEFAULTS, {})
 
     given = embed(input=source, output=output, restart=True, dry_run=True, unit_rows="auto", batch_tokens=777)
-    assert [given.plan[name] for name in OPEN] == ["measured when the run begins; 2048 here", 777]
+    assert given.plan["kept"] == {"unit_rows": 2_048, "batch_tokens": 777}
+    assert str(given.plan["kept from"]).startswith("unit_rows will be measured when the run begins")
     assert embed(input=source, output=output, restart=True, unit_rows=10, batch_tokens="auto").status == "complete"
     job = outputs.document(output, "_control/job.json")
     assert job["kept"]["unit_rows"] == 10
