@@ -29,7 +29,7 @@ ROWS, UNIT_ROWS = 600, 3
 COMMAND = ("python", "jobs/embed_corpus.py")
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "job"]
 FAILED_UNITS = """echo 'failed: {"source": "a"}'; echo '{"run": "r", "status": "failed units"}'; echo late; exit 3"""
-FROM_RAY = r"[-\d]+ [:,\d]+\s+INFO job_(manager|supervisor)\.py:\d+ -- (Runtime env is setting up\.|Running entrypoint for job .*)"
+FROM_RAY = r"[-\d]+ [:,\d]+\s+INFO (cli|job_manager)\.py:\d+ -- .*|Running entrypoint for job .*"
 PROGRESS = r".* of [\d,]+ rows \(\d+%\), [\d,]+ rows/s, [\d,]+ tokens/s, \d+ units failed, ETA (unknown|\d+:\d\d:\d\d)"
 
 
@@ -108,7 +108,7 @@ def test_the_log_is_readable(undisturbed: tuple[str, list[str]]) -> None:
     lines = undisturbed[1]
     summary = json.loads(lines[-1])
     assert (summary["status"], summary["rows_out"]) == ("complete", ROWS)
-    assert rest_of(lines) == lines[-1:]
+    assert rest_of(lines) == lines[-1:], "\n".join(rest_of(lines))
     assert len(lines) < 40
     assert any(re.fullmatch(PROGRESS, line) for line in lines)
     assert any(f"{ROWS} of {ROWS} rows (100%)" in line for line in lines)

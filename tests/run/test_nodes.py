@@ -132,36 +132,28 @@ def test_a_pool_grows_when_a_node_joins_and_loses_only_what_was_in_hand_with_one
     assert outputs.shards(output) == undisturbed
 
 
-def test_each_stage_runs_where_it_belongs(place: Place, trace: Trace, embed: Embed, undisturbed: dict[str, bytes]) -> None:
-    gpus = place.gpus(2)
-
-    def hold(trace: Trace, _node: str) -> bool:
-        """No worker does a unit before each has one."""
-        return len(trace.nodes("begun")) < len(gpus)
-
-    output, summary, records = embed(watched_worker(trace, hold_unit=hold))
-
-    assert summary.status == "complete"
-    assert {record.worker for record in records} == trace.nodes("loading") == set(gpus)
-    assert len(trace.units("read")) == UNITS
-    assert place.cpu in trace.nodes("read") <= {place.cpu, *gpus}  # and not the head
-    assert outputs.shards(output) == undisturbed
-
-
-def test_a_worker_that_starts_slowly_stalls_nobody(place: Place, trace: Trace, embed: Embed, undisturbed: dict[str, bytes]) -> None:
-    slow, *_ = place.gpus(2)
+def test_each_stage_runs_where_it_belongs_and_a_slow_start_stalls_nobody(
+    place: Place, trace: Trace, embed: Embed, undisturbed: dict[str, bytes]
+) -> None:
+    slow, *_ = gpus = place.gpus(2)
     release = trace.folder.with_name("release")
 
-    def hold(_trace: Trace, node: str) -> bool:
+    def hold_load(_trace: Trace, node: str) -> bool:
         return node == slow and not release.exists()
+
+    def hold_unit(trace: Trace, node: str) -> bool:
+        """The quick ones leave some units to the slow one."""
+        return node != slow and len(trace.units("done")) >= 3 * UNITS // 4 and not trace.units("begun", slow)
 
     def happen(records: list[CommitRecord]) -> None:
         if len(records) == UNITS // 2:
             release.touch()
 
-    output, summary, records = embed(watched_worker(trace, hold_load=hold), happen)
+    output, summary, records = embed(watched_worker(trace, hold_load=hold_load, hold_unit=hold_unit), happen)
 
     assert summary.status == "complete"
-    assert slow in trace.nodes("loading")
     assert slow not in {record.worker for record in records[: UNITS // 2]}
+    assert {record.worker for record in records} == trace.nodes("loading") == set(gpus)
+    assert len(trace.units("read")) == UNITS
+    assert place.cpu in trace.nodes("read") <= {place.cpu, *gpus}  # and not the head
     assert outputs.shards(output) == undisturbed
