@@ -102,7 +102,7 @@ def test_a_living_holder_is_named(storage: Storage) -> None:
     )
 
 
-@pytest.mark.parametrize("process", ["mine", "of another machine"])
+@pytest.mark.parametrize("process", ["mine", "another/machine/1/2"])
 def test_a_look_tells_a_living_holder_and_takes_nothing(process: str, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     if process != "mine":
         monkeypatch.setattr("embedding.corpus.lease.process_identity", lambda: process)
