@@ -181,13 +181,13 @@ class Storage:
         """
         if not self._is_s3:
             return
-        with explained(f"writing {self.url}/{probe}"):
-            try:
+        bucket = self._root.partition("/")[0]
+        with explained(f"writing {self.url}"):
+            if not with_retries(lambda: self._fs.exists(bucket)):
+                raise FileNotFoundError(f"there is no bucket {bucket}")
+            with suppress(FileNotFoundError):  # the condition does not hold
                 if self._conditional_put(probe, b"", {"IfMatch": "0" * 32}):
                     self.delete([probe])  # a store that ignores conditions
-            except FileNotFoundError as error:
-                if error_code(error) == "NoSuchBucket":
-                    raise
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete objects; those already gone are no error."""

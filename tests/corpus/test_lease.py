@@ -102,13 +102,14 @@ def test_a_living_holder_is_named(storage: Storage) -> None:
     )
 
 
-@pytest.mark.parametrize("process", ["mine", "of another machine"])
+@pytest.mark.parametrize("process", [process_identity(), "another/machine/1/2"], ids=["of this machine", "of another"])
 def test_a_look_tells_a_living_holder_and_takes_nothing(process: str, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    if process != "mine":
-        monkeypatch.setattr("embedding.corpus.lease.process_identity", lambda: process)
     Lease.require_free(storage)
     assert storage.list("") == {}
-    with Lease.acquire(storage, "run-1", LIVELY) as lease:
+    with monkeypatch.context() as patch:
+        patch.setattr("embedding.corpus.lease.process_identity", lambda: process)
+        lease = Lease.acquire(storage, "run-1", LIVELY)
+    with lease:
         with pytest.raises(OutputBusyError, match="is held by run run-1 on "):
             Lease.require_free(storage)
         lease.check()

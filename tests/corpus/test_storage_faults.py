@@ -120,14 +120,14 @@ def test_a_look_whether_one_may_write_leaves_nothing(storage: Storage, proxy: Fa
 
     look(storage)
     assert {request.split()[0] for request in proxy.requests} <= {"PUT", "GET", "HEAD"}
-    proxy.faults.append("claim success")  # of a store that ignores the condition
+    proxy.faults.extend(["", "claim success"])  # of a store that ignores the condition
     look(storage)
     assert proxy.requests[-1].split()[0] in ("DELETE", "POST")
     assert storage.list("").keys() == {"a"}
-    proxy.faults.append("denied")
-    expect_refusal(AccessError, f"writing {storage.url}/probe is not allowed: ", look, storage)
+    proxy.faults.extend(["", "denied"])  # the bucket is asked for first
+    expect_refusal(AccessError, f"writing {storage.url} is not allowed: ", look, storage)
     nowhere = open_storage("s3://no-such-bucket/out")
-    expect_refusal(ConfigError, "writing s3://no-such-bucket/out/probe failed: ", look, nowhere)
+    expect_refusal(ConfigError, "writing s3://no-such-bucket/out failed: there is no bucket", look, nowhere)
 
 
 @pytest.mark.parametrize("fault", ["reset", "truncate", "slow down", "internal error"])

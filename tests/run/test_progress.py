@@ -65,8 +65,8 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(command: list[str | Path], ray_clu
         last = terminal.wait()
         assert terminal.process.returncode == 130
         assert not terminal.cursor_hidden
-    shown_once = ("━━━", "of 2,000 rows", "units done|in flight", '"status": "interrupted"')
-    assert [count(last, pattern) for pattern in shown_once] == [1, 1, 1, 1]
+    assert [count(last, pattern) for pattern in ("━━━", "of 2,000 rows", "units done|in flight")] == [1, 1, 1]
+    assert re.search('"status": ?"interrupted"', "".join(last))  # the terminal wraps the line
 
 
 def watched() -> Watched:
