@@ -68,6 +68,11 @@ class JobConfig(Config):
     text_column: Annotated[str, _CORPUS] = Field(
         "text", min_length=1, description="Column that holds the text; a dotted path reaches a nested field (doc.body)."
     )
+    text_template: Annotated[str | None, _CORPUS] = Field(
+        None,
+        min_length=1,
+        description="Instead of --text-column: the text made of several columns, such as '{title}\\n\\n{body}'; {{ and }} are braces.",
+    )
     id_column: Annotated[str | None, _CORPUS] = Field(
         None, description="Column copied into every shard as the row's identity; without it the shard has source and row_index."
     )
@@ -170,6 +175,8 @@ class JobConfig(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.text_template is not None and "text_column" in self.model_fields_set:
+            raise ValueError("--text-column and --text-template are both given; keep one of them")
         if self.prompt is not None and self.prompt_name is not None:
             raise ValueError("--prompt and --prompt-name are both given; keep one of them")
         if self.max_tokens is not None and self.batch_tokens != "auto" and self.batch_tokens < self.max_tokens:

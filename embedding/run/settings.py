@@ -8,8 +8,8 @@ from typing import Any
 
 import embedding
 from embedding.config import JobConfig, Precision
+from embedding.corpus.columns import Columns
 from embedding.corpus.output import JobSettings
-from embedding.corpus.reader import Columns
 from embedding.errors import ConfigError
 from embedding.model.batching import default_batch_tokens
 from embedding.model.spec import ModelSpec
@@ -36,14 +36,15 @@ def first_precision(config: JobConfig, device: str) -> Precision:
 
 def columns_of(config: JobConfig) -> Columns:
     """The columns that the job reads."""
-    return Columns(config.text_column, (*([config.id_column] if config.id_column else []), *config.keep_columns))
+    copied = (*([config.id_column] if config.id_column else []), *config.keep_columns)
+    return Columns(config.text_column, copied, config.text_template)
 
 
 def columns_of_output(settings: JobSettings) -> Columns:
     """The columns that the shards of an output were made from."""
     vectors = settings.vectors
     copied = (*([vectors["id_column"]] if vectors["id_column"] is not None else []), *vectors["keep_columns"])
-    return Columns(vectors["text_column"], copied)
+    return Columns(vectors["text_column"] or "", copied, vectors.get("text_template"))
 
 
 def first_choices(config: JobConfig, model: ModelSpec, device: str) -> dict[str, int]:
@@ -66,7 +67,7 @@ def job_settings(config: JobConfig, model: ModelSpec, kept: dict[str, int], inpu
     return JobSettings(
         vectors={
             **model.fingerprint_fields(),
-            "text_column": config.text_column,
+            **_where_the_text_is(config),
             "id_column": config.id_column,
             "keep_columns": list(config.keep_columns),
             "token_columns": config.token_columns,
@@ -75,6 +76,13 @@ def job_settings(config: JobConfig, model: ModelSpec, kept: dict[str, int], inpu
         input=inputs,
         versions=installed_versions(),
     )
+
+
+def _where_the_text_is(config: JobConfig) -> dict[str, str | None]:
+    """Outputs without a template were begun without its key."""
+    if config.text_template is None:
+        return {"text_column": config.text_column}
+    return {"text_column": None, "text_template": config.text_template}
 
 
 def what_was_asked(config: JobConfig, model: ModelSpec) -> dict[str, Any]:
