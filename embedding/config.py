@@ -19,6 +19,7 @@ DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 Pooling: TypeAlias = Literal["mean", "cls", "max", "weightedmean", "mean_sqrt_len", "lasttoken"]
 """How token vectors become a text's vector; the names and meanings are sentence-transformers'."""
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+InputFormat: TypeAlias = Literal["auto", "parquet", "arrow"]
 BadRows: TypeAlias = Literal["reject", "fail"]
 ProgressStyle: TypeAlias = Literal["auto", "bar", "log", "none"]
 
@@ -63,7 +64,11 @@ class JobConfig(Config):
 
     input: Annotated[tuple[str, ...], _CORPUS, _LIST] = Field(
         min_length=1,
-        description="Parquet file, folder (read recursively) or glob; local path or fsspec URL such as s3://bucket/corpus. Repeatable.",
+        description="File, folder (read recursively) or glob; local path or fsspec URL such as s3://bucket/corpus. Repeatable.",
+    )
+    input_format: Annotated[InputFormat, _CORPUS] = Field(
+        "auto",
+        description="What the files are; auto: by their suffixes, Parquet where there is any.",
     )
     text_column: Annotated[str, _CORPUS] = Field(
         "text", min_length=1, description="Column that holds the text; a dotted path reaches a nested field (doc.body)."

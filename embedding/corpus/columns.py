@@ -12,6 +12,7 @@ from string import Formatter
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embedding.corpus.formats.names import Format
 from embedding.errors import ConfigError, CorpusError
 
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
@@ -20,7 +21,7 @@ _TEXT = pa.large_string()
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which columns of a source are read; dotted paths reach into structs."""
+    """Which columns of a source are read, and how; dotted paths reach into structs."""
 
     text: str
     """The column that holds the text; unused where there is a template."""
@@ -28,6 +29,8 @@ class Columns:
     """Columns that go into the shard unchanged: the id column first, then the kept ones."""
     template: str | None = None
     """Makes the text of several columns, such as "{title}\\n\\n{body}"."""
+    format: Format = Format.PARQUET
+    """What the source files are."""
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -7,14 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding.corpus.columns import Columns, require_columns, select, text_of
-from embedding.corpus.formats import parquet
+from embedding.corpus.formats import arrow, parquet
 from embedding.corpus.formats.found import Found
+from embedding.corpus.formats.names import Format
 from embedding.corpus.plan import SourceLayout, Unit, UnreadableSource
 from embedding.corpus.requests import explained, is_of_store, with_retries
 from embedding.corpus.sources import Source, open_source, require_unchanged
@@ -27,6 +28,19 @@ _FOOTER_THREADS = 32
 _FOOTERS_AT_ONCE = 1024
 _FOOTER_BYTES = 2**16
 """Most footers are smaller; the others cost more requests."""
+
+
+class _FormatModule(Protocol):
+    """What each format's module offers; both raise what pyarrow raises, or ValueError with a sentence that is to follow the file's name."""
+
+    def find(self, stream: pa.NativeFile | BinaryIO, source: Source, columns: Columns) -> Found:
+        """What the file holds."""
+
+    def read(self, stream: pa.NativeFile | BinaryIO, unit: Unit, columns: Columns) -> pa.Table:
+        """The unit's rows, in order: the columns that `columns` names, or those that their paths begin with, and perhaps others."""
+
+
+_MODULES: dict[Format, _FormatModule] = {Format.PARQUET: parquet, Format.ARROW: arrow}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +63,7 @@ def read_layouts(sources: Sequence[Source], columns: Columns, set_aside: list[Un
     try:
         for start in range(0, len(sources), _FOOTERS_AT_ONCE):
             some = sources[start : start + _FOOTERS_AT_ONCE]
-            for layout in pool.map(lambda source, end: _layout_or_reason(source, columns, end), some, _ends_of(some)):
+            for layout in pool.map(lambda source, end: _layout_or_reason(source, columns, end), some, _ends_of(some, columns)):
                 if isinstance(layout, SourceLayout):
                     yield layout
                 elif set_aside is None:
@@ -60,9 +74,13 @@ def read_layouts(sources: Sequence[Source], columns: Columns, set_aside: list[Un
         pool.shutdown(cancel_futures=True)
 
 
-def _ends_of(sources: Sequence[Source]) -> list[bytes | None]:
-    """The last bytes of the files that lie on object stores, by one request each and without a thread; None where there was an error."""
+def _ends_of(sources: Sequence[Source], columns: Columns) -> list[bytes | None]:
+    """The last bytes of the Parquet files that lie on object stores, by one request each and without a thread; None where there was
+    an error.
+    """
     ends: dict[Source, bytes | None] = dict.fromkeys(sources)
+    if columns.format is not Format.PARQUET:
+        return list(ends.values())
     for fs, group in groupby(sources, key=lambda source: filesystem_of(source.uri)[0]):
         if not is_local(fs) and (files := [source for source in group if source.size]):
             starts = [max(0, source.size - _FOOTER_BYTES) for source in files]
@@ -88,12 +106,12 @@ def read_layout(source: Source, columns: Columns, end: bytes | None = None) -> S
     found = (parquet.find_in(end, source) if end else None) or with_retries(lambda: _find(source, columns))
     if found.schema is not None:
         require_columns(found.schema, columns, source.uri)
-    return SourceLayout(source, found.row_groups)
+    return SourceLayout(source, found.row_groups, found.marks)
 
 
 def _find(source: Source, columns: Columns) -> Found:
-    with _opened(source) as stream:
-        return parquet.find(stream, source, columns)
+    with _opened(source, columns.format) as stream:
+        return _MODULES[columns.format].find(stream, source, columns)
 
 
 def read_unit(unit: Unit, columns: Columns) -> UnitRows:
@@ -108,8 +126,8 @@ def read_unit(unit: Unit, columns: Columns) -> UnitRows:
 
 
 def _read_unit(unit: Unit, columns: Columns) -> UnitRows:
-    with _opened(unit.source) as stream:
-        table = parquet.read(stream, unit, columns)
+    with _opened(unit.source, columns.format) as stream:
+        table = _MODULES[columns.format].read(stream, unit, columns)
         if table.num_rows != unit.num_rows:
             raise SourceError(f"{unit.source.uri}: rows {unit.first_row} to {unit.first_row + unit.num_rows} hold only {table.num_rows}")
         copied = pa.table({column: select(table, column) for column in columns.copied})
@@ -138,12 +156,12 @@ def _is_utf8(value: bytes | None) -> bool:
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[pa.NativeFile | BinaryIO]:
+def _opened(source: Source, kind: Format) -> Iterator[pa.NativeFile | BinaryIO]:
     """The file; what goes wrong inside the block is told as one sentence that names the file.
 
     Raises:
         SourceChangedError: the file was replaced or removed since it was listed, however that showed.
-        SourceError: it is not Parquet, or damaged.
+        SourceError: it is not of that format, or damaged.
         StorageError: the store does not answer.
     """
     with open_source(source) as stream, explained(f"reading {source.uri}"):
@@ -151,7 +169,8 @@ def _opened(source: Source) -> Iterator[pa.NativeFile | BinaryIO]:
             yield stream
         except MemoryError as error:  # before the next clause: Arrow's own is an ArrowException too
             require_unchanged(source)
-            needs = "needs more memory than there is; it is damaged, or its row groups are too large for this machine"
+            parts = {Format.PARQUET: "row groups", Format.ARROW: "record batches"}.get(kind, "rows")
+            needs = f"needs more memory than there is; it is damaged, or its {parts} are too large for this machine"
             raise SourceError(f"reading {source.uri} {needs}") from error
         except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError) as error:  # the last from Ray's Arrow types
             require_unchanged(source)
@@ -159,7 +178,7 @@ def _opened(source: Source) -> Iterator[pa.NativeFile | BinaryIO]:
                 raise SourceChangedError(f"{source.uri} was replaced while it was read; run again to plan it anew") from error
             if is_of_store(error):
                 raise
-            raise SourceError(f"{source.uri} is no readable Parquet file: {_first_line(error)}") from error
+            raise SourceError(f"{source.uri} is no readable {kind.label} file: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:

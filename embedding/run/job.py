@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from embedding.config import JobConfig
+from embedding.corpus.columns import Columns
+from embedding.corpus.formats.names import format_of
 from embedding.corpus.lease import Lease
 from embedding.corpus.ledger import Ledger
 from embedding.corpus.output import JobSettings, Output
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 class _Corpus:
     """The source files as this run found them."""
 
+    columns: Columns
     layouts: list[SourceLayout]
     unreadable: list[UnreadableSource]
 
@@ -43,6 +46,7 @@ class _Corpus:
 class _Plan:
     """Everything that is known before a worker starts."""
 
+    columns: Columns
     model: ModelSpec
     settings: JobSettings
     units: list[Unit]
@@ -68,7 +72,7 @@ def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None 
     _require_apart(config)
     corpus = _read_corpus(config)
     with Cluster() as cluster:
-        model, settings = _settle(config, output, cluster)
+        model, settings = _settle(config, output, cluster, corpus.columns)
         if config.dry_run:
             plan = _plan(config, output, corpus, model, settings, run_id)
             plan.summary.plan = _describe(config, plan, corpus, cluster)
@@ -128,28 +132,29 @@ def _read_corpus(config: JobConfig) -> _Corpus:
     Raises:
         CorpusError: the corpus as a whole cannot be used, or a file cannot be read and --bad-rows=fail.
     """
-    sources = list_sources(config.input)
+    sources = list_sources(config.input, config.input_format)
+    columns = columns_of(config, format_of((source.uri for source in sources), config.input_format))
     unreadable: list[UnreadableSource] = []
-    layouts = list(read_layouts(sources, columns_of(config), unreadable if config.bad_rows == "reject" else None))
+    layouts = list(read_layouts(sources, columns, unreadable if config.bad_rows == "reject" else None))
     if unreadable and not layouts:
         raise CorpusError(f"none of {len(sources)} source files can be read; the first: {unreadable[0].reason}")
     megabytes = sum(source.size for source in sources) / 1e6
     log.info("%d source files, %.1f MB, %d rows", len(sources), megabytes, sum(layout.num_rows for layout in layouts))
     if unreadable:
         log.warning("%d source files cannot be read and are left out for now; the first: %s", len(unreadable), unreadable[0].reason)
-    return _Corpus(layouts, unreadable)
+    return _Corpus(columns, layouts, unreadable)
 
 
-def _settle(config: JobConfig, output: Output, cluster: Cluster) -> tuple[ModelSpec, JobSettings]:
+def _settle(config: JobConfig, output: Output, cluster: Cluster, columns: Columns) -> tuple[ModelSpec, JobSettings]:
     """The model and settings of this run: what the output was begun with, checked against the options, else first choices."""
     existing = None if config.restart else output.settings()
     if existing is None:
         device = place_workers(config, cluster.nodes()).device
         model = resolve_model(config, precision=first_precision(config, device))
-        return model, job_settings(config, model, first_choices(config, model, device), _inputs(config))
+        return model, job_settings(config, model, first_choices(config, model, device), _inputs(config), columns)
     precision = existing.vectors["precision"] if config.precision == "auto" else config.precision
     model = resolve_model(config, precision=precision)
-    settings = job_settings(config, model, existing.kept, existing.input)
+    settings = job_settings(config, model, existing.kept, existing.input, columns)
     existing.require_same_vectors(settings, output.url)
     for name, kept in existing.kept.items():
         if getattr(config, name) not in ("auto", kept):
@@ -179,7 +184,7 @@ def _plan(config: JobConfig, output: Output, corpus: _Corpus, model: ModelSpec, 
         raise ConfigError(f"{cause}, so {loss}; say --yes to allow it, or choose another --output")
     log.info("%d units of up to %d rows: %d done, %d to do", len(units), unit_rows, len(done), len(pending))
     summary = Summary.planned(output=output.url, run=run_id, done=done, pending=pending, unreadable=corpus.unreadable)
-    return _Plan(model, settings, units, pending, stale, summary)
+    return _Plan(corpus.columns, model, settings, units, pending, stale, summary)
 
 
 def _describe(config: JobConfig, plan: _Plan, corpus: _Corpus, cluster: Cluster) -> dict[str, object]:
@@ -245,7 +250,7 @@ def _worker_job(config: JobConfig, output: Output, plan: _Plan, placement: Place
         model=plan.model,
         output=output.url,
         batch_tokens=settings.kept["batch_tokens"],
-        columns=columns_of(config),
+        columns=plan.columns,
         has_id=config.id_column is not None,
         token_columns=config.token_columns,
         provenance={"fingerprint": settings.fingerprint, "settings": settings.vectors, "versions": installed_versions()},

@@ -9,6 +9,7 @@ from typing import Any
 import embedding
 from embedding.config import JobConfig, Precision
 from embedding.corpus.columns import Columns
+from embedding.corpus.formats.names import Format
 from embedding.corpus.output import JobSettings
 from embedding.errors import ConfigError
 from embedding.model.batching import default_batch_tokens
@@ -34,17 +35,17 @@ def first_precision(config: JobConfig, device: str) -> Precision:
     return _DEFAULTS[device].precision if config.precision == "auto" else config.precision
 
 
-def columns_of(config: JobConfig) -> Columns:
-    """The columns that the job reads."""
+def columns_of(config: JobConfig, kind: Format) -> Columns:
+    """The columns that the job reads of files of that format."""
     copied = (*([config.id_column] if config.id_column else []), *config.keep_columns)
-    return Columns(config.text_column, copied, config.text_template)
+    return Columns(config.text_column, copied, config.text_template, kind)
 
 
 def columns_of_output(settings: JobSettings) -> Columns:
     """The columns that the shards of an output were made from."""
     vectors = settings.vectors
     copied = (*([vectors["id_column"]] if vectors["id_column"] is not None else []), *vectors["keep_columns"])
-    return Columns(vectors["text_column"] or "", copied, vectors.get("text_template"))
+    return Columns(vectors["text_column"] or "", copied, vectors.get("text_template"), Format(vectors.get("input_format", Format.PARQUET)))
 
 
 def first_choices(config: JobConfig, model: ModelSpec, device: str) -> dict[str, int]:
@@ -62,12 +63,12 @@ def first_choices(config: JobConfig, model: ModelSpec, device: str) -> dict[str,
     }
 
 
-def job_settings(config: JobConfig, model: ModelSpec, kept: dict[str, int], inputs: tuple[str, ...]) -> JobSettings:
+def job_settings(config: JobConfig, model: ModelSpec, kept: dict[str, int], inputs: tuple[str, ...], columns: Columns) -> JobSettings:
     """The settings of this run."""
     return JobSettings(
         vectors={
             **model.fingerprint_fields(),
-            **_where_the_text_is(config),
+            **_how_it_is_read(columns),
             "id_column": config.id_column,
             "keep_columns": list(config.keep_columns),
             "token_columns": config.token_columns,
@@ -78,11 +79,11 @@ def job_settings(config: JobConfig, model: ModelSpec, kept: dict[str, int], inpu
     )
 
 
-def _where_the_text_is(config: JobConfig) -> dict[str, str | None]:
-    """Outputs without a template were begun without its key."""
-    if config.text_template is None:
-        return {"text_column": config.text_column}
-    return {"text_column": None, "text_template": config.text_template}
+def _how_it_is_read(columns: Columns) -> dict[str, Any]:
+    """Keys that outputs of a Parquet corpus without a template were begun without are left out there."""
+    template = {} if columns.template is None else {"text_template": columns.template}
+    kind = {} if columns.format is Format.PARQUET else {"input_format": str(columns.format)}
+    return {"text_column": columns.text if columns.template is None else None, **template, **kind}
 
 
 def what_was_asked(config: JobConfig, model: ModelSpec) -> dict[str, Any]:

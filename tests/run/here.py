@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from embedding import JobConfig
 from embedding.corpus.check import CheckedUnit
+from embedding.corpus.formats.names import format_of
 from embedding.corpus.ledger import Ledger, records_from_table
 from embedding.corpus.output import Output
 from embedding.corpus.plan import Unit, plan_units
@@ -50,12 +51,14 @@ def embed_here(source: str, output: str, model: Path, run: str = "run", **option
     config = JobConfig.build(input=(source,), output=output, model=str(model), **(defaults | options))
     spec = resolve_model(config, precision="fp32")
     place, inputs = Output(output), (absolute(source),)
-    settings = place.begin(job_settings(config, spec, first_choices(config, spec, "cpu"), inputs))
+    sources = list_sources(inputs, config.input_format)
+    columns = columns_of(config, format_of((source.uri for source in sources), config.input_format))
+    settings = place.begin(job_settings(config, spec, first_choices(config, spec, "cpu"), inputs, columns))
     place.remember(settings, inputs, what_was_asked(config, spec))
     place.mark_incomplete()
-    columns, attempts, kept = columns_of(config), Counts(), settings.kept
+    attempts, kept = Counts(), settings.kept
     planned = plan_units(
-        read_layouts(list_sources(inputs), columns),
+        read_layouts(sources, columns),
         unit_rows=kept["unit_rows"],
         fingerprint=settings.fingerprint,
         limit_rows=config.limit_rows,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,37 @@ ROWS: list[dict[str, Any]] = [
 
 def parquet_of(rows: list[dict[str, Any]], folder: Path) -> str:
     return corpora.Corpus({"a.parquet": corpora.parquet(pa.Table.from_pylist(rows), row_group_rows=7)}, []).write(folder)
+
+
+def arrow_of(rows: list[dict[str, Any]], stream: bool = False) -> bytes:
+    table, sink = pa.Table.from_pylist(rows), io.BytesIO()
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+    return sink.getvalue()
+
+
+KINDS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
+    "a.arrow": arrow_of,
+    "stream.arrow": partial(arrow_of, stream=True),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_gives_what_parquet_gives(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    made, expected, options = str(tmp_path / "made"), str(tmp_path / "expected"), {"keep_columns": ["lang", "title"], "token_columns": True}
+    corpora.Corpus({name: KINDS[name](ROWS)}, []).write(tmp_path / "in")
+    embed_here(parquet_of(ROWS, tmp_path / "parquet"), expected, tiny_model, **options)
+    source = str(tmp_path / "in")
+    first = embed_here(source, made, tiny_model, limit_rows=12, **options)
+    shards = embed_here(source, made, tiny_model, run="second", **options)
+    assert first
+    assert not set(first) & set(shards) or shards != first
+    assert embed_here(source, made, tiny_model, run="third", **options) == []
+    assert outputs.table(made).sort_by("id").equals(outputs.table(expected).sort_by("id"))
+    proof = prove_here(made)
+    assert (proof.status, proof.details, proof.sampled) == ("proved", [], len(ROWS) - 1)
+    with pytest.raises(SettingsChangedError, match=r'input_format: "\w+" -> null'):  # or all its shards would be stale
+        embed_here(parquet_of(ROWS, tmp_path / "in"), made, tiny_model, **options)
 
 
 def test_a_text_of_several_columns(tiny_model: Path, tmp_path: Path) -> None:
