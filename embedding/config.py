@@ -19,7 +19,7 @@ DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 Pooling: TypeAlias = Literal["mean", "cls", "max", "weightedmean", "mean_sqrt_len", "lasttoken"]
 """How token vectors become a text's vector; the names and meanings are sentence-transformers'."""
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
-InputFormat: TypeAlias = Literal["auto", "parquet", "arrow"]
+InputFormat: TypeAlias = Literal["auto", "parquet", "arrow", "jsonl", "csv", "tsv"]
 BadRows: TypeAlias = Literal["reject", "fail"]
 ProgressStyle: TypeAlias = Literal["auto", "bar", "log", "none"]
 

@@ -11,6 +11,7 @@ from string import Formatter
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from embedding.corpus.formats.names import Format
 from embedding.errors import ConfigError, CorpusError
@@ -31,6 +32,8 @@ class Columns:
     """Makes the text of several columns, such as "{title}\\n\\n{body}"."""
     format: Format = Format.PARQUET
     """What the source files are."""
+    schema: pa.Schema | None = None
+    """Of JSON Lines, what is read of each line and as which type."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -89,13 +92,40 @@ def text_of(table: pa.Table, columns: Columns) -> pa.LargeStringArray:
 def require_columns(schema: pa.Schema, columns: Columns, uri: str) -> None:
     """Check that the schema has the columns, and text where text is needed.
 
+    A line of JSON lacks what is null, so its file needs to show no more than one of the columns that make the text.
+
     Raises:
         CorpusError: it has not; the sentence names what it has.
     """
-    for column in columns.all:
+    shown = [column for column in columns.texts if has_column(schema, column)]
+    for column in columns.all if columns.schema is None else shown or columns.texts:
         require_column(schema, column, uri)
-    for column in columns.texts:
+    for column in shown:
         require_text(schema, column, uri)
+
+
+def has_column(schema: pa.Schema, column: str) -> bool:
+    """Whether there is a field at a column name or dotted path."""
+    try:
+        field_at(schema, column)
+    except KeyError:
+        return False
+    return True
+
+
+def require_storable(schema: pa.Schema, columns: Columns, uri: str) -> None:
+    """Check that those copied columns that the schema has can be written as Parquet.
+
+    Raises:
+        CorpusError: one cannot.
+    """
+    for column in columns.copied:
+        if has_column(schema, column):
+            field = field_at(schema, column)
+            try:
+                pq.write_table(pa.schema([field.with_name("column")]).empty_table(), pa.BufferOutputStream())
+            except pa.ArrowException as error:
+                raise CorpusError(f"{uri}: column {column!r} is {field.type}, which Parquet shards cannot hold; leave it out") from error
 
 
 def require_column(schema: pa.Schema, column: str, uri: str) -> None:

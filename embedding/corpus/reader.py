@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedding.corpus.columns import Columns, require_columns, select, text_of
-from embedding.corpus.formats import arrow, parquet
-from embedding.corpus.formats.found import Found
+from embedding.corpus.columns import Columns, has_column, require_columns, select, text_of
+from embedding.corpus.formats import arrow, delimited, jsonl, parquet
+from embedding.corpus.formats.found import Found, RowError
 from embedding.corpus.formats.names import Format
 from embedding.corpus.plan import SourceLayout, Unit, UnreadableSource
 from embedding.corpus.requests import explained, is_of_store, with_retries
@@ -22,10 +22,12 @@ from embedding.corpus.sources import Source, open_source, require_unchanged
 from embedding.corpus.storage import filesystem_of, is_local
 from embedding.errors import CorpusError, SourceChangedError, SourceError
 
-__all__ = ["Columns", "UnitRows", "read_layout", "read_layouts", "read_unit", "text_faults"]
+__all__ = ["Columns", "UnitRows", "read_layout", "read_layouts", "read_unit", "settle_columns", "text_faults"]
 
 _FOOTER_THREADS = 32
 _FOOTERS_AT_ONCE = 1024
+_FILES_OF_TYPES = 8
+"""Of JSON Lines, so many files are asked what their values are: what the first one leaves open, another may tell."""
 _FOOTER_BYTES = 2**16
 """Most footers are smaller; the others cost more requests."""
 
@@ -40,7 +42,13 @@ class _FormatModule(Protocol):
         """The unit's rows, in order: the columns that `columns` names, or those that their paths begin with, and perhaps others."""
 
 
-_MODULES: dict[Format, _FormatModule] = {Format.PARQUET: parquet, Format.ARROW: arrow}
+_MODULES: dict[Format, _FormatModule] = {
+    Format.PARQUET: parquet,
+    Format.ARROW: arrow,
+    Format.JSONL: jsonl,
+    Format.CSV: delimited,
+    Format.TSV: delimited,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +95,21 @@ def _ends_of(sources: Sequence[Source], columns: Columns) -> list[bytes | None]:
             found = fs.cat_ranges([source.uri for source in files], starts, [source.size for source in files], on_error="return")
             ends |= {source: end if isinstance(end, bytes) else None for source, end in zip(files, found, strict=True)}
     return list(ends.values())
+
+
+def settle_columns(sources: Sequence[Source], columns: Columns, earlier: pa.Schema | None) -> Columns:
+    """The columns of JSON Lines with the types that the output was begun with, else with those that the first rows show.
+
+    Raises:
+        CorpusError: the first rows lack a column, or do not agree on its type.
+    """
+    if earlier is not None and all(has_column(earlier, column) for column in columns.all):
+        return replace(columns, schema=earlier)
+    rows: list[dict[str, Any]] = []
+    for source in sources[:_FILES_OF_TYPES]:
+        with suppress(SourceError), _opened(source, columns.format) as stream:  # which its layout tells
+            rows += jsonl.first_objects(stream, source)
+    return jsonl.with_types(columns, rows, sources[0].uri) if rows else columns
 
 
 def _layout_or_reason(source: Source, columns: Columns, end: bytes | None) -> SourceLayout | UnreadableSource:
@@ -178,6 +201,8 @@ def _opened(source: Source, kind: Format) -> Iterator[pa.NativeFile | BinaryIO]:
                 raise SourceChangedError(f"{source.uri} was replaced while it was read; run again to plan it anew") from error
             if is_of_store(error):
                 raise
+            if isinstance(error, RowError):
+                raise SourceError(f"{source.uri}: {error}") from error
             raise SourceError(f"{source.uri} is no readable {kind.label} file: {_first_line(error)}") from error
 
 

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 
 from embedding.config import JobConfig
 from embedding.corpus.columns import Columns
-from embedding.corpus.formats.names import format_of
 from embedding.corpus.lease import Lease
 from embedding.corpus.ledger import Ledger
 from embedding.corpus.output import JobSettings, Output
@@ -26,7 +25,7 @@ from embedding.run.pipeline import Cluster, run_units
 from embedding.run.placement import Placement, place_workers
 from embedding.run.progress import open_progress
 from embedding.run.report.publish import write_report
-from embedding.run.settings import columns_of, first_choices, first_precision, installed_versions, job_settings, what_was_asked
+from embedding.run.settings import columns_of_corpus, first_choices, first_precision, installed_versions, job_settings, what_was_asked
 from embedding.run.summary import Summary
 from embedding.run.worker import WorkerJob
 
@@ -70,7 +69,7 @@ def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None 
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     output = Output(config.output)
     _require_apart(config)
-    corpus = _read_corpus(config)
+    corpus = _read_corpus(config, output)
     with Cluster() as cluster:
         model, settings = _settle(config, output, cluster, corpus.columns)
         if config.dry_run:
@@ -126,14 +125,14 @@ def _require_apart(config: JobConfig) -> None:
             raise ConfigError(f"--output {config.output} lies inside --input {url} and would be read as corpus; choose a folder beside it")
 
 
-def _read_corpus(config: JobConfig) -> _Corpus:
+def _read_corpus(config: JobConfig, output: Output) -> _Corpus:
     """List the source files and read their footers.
 
     Raises:
         CorpusError: the corpus as a whole cannot be used, or a file cannot be read and --bad-rows=fail.
     """
     sources = list_sources(config.input, config.input_format)
-    columns = columns_of(config, format_of((source.uri for source in sources), config.input_format))
+    columns = columns_of_corpus(config, sources, lambda: None if config.restart else output.settings())
     unreadable: list[UnreadableSource] = []
     layouts = list(read_layouts(sources, columns, unreadable if config.bad_rows == "reject" else None))
     if unreadable and not layouts:

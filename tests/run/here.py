@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from embedding import JobConfig
 from embedding.corpus.check import CheckedUnit
-from embedding.corpus.formats.names import format_of
 from embedding.corpus.ledger import Ledger, records_from_table
 from embedding.corpus.output import Output
 from embedding.corpus.plan import Unit, plan_units
@@ -24,7 +23,7 @@ from embedding.run.exchange import decode_checked, encode_unit
 from embedding.run.proof.config import VerifyConfig
 from embedding.run.proof.result import Proof
 from embedding.run.proof.verify import examine, model_of_output
-from embedding.run.settings import columns_of, first_choices, installed_versions, job_settings, what_was_asked
+from embedding.run.settings import columns_of_corpus, first_choices, installed_versions, job_settings, what_was_asked
 from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
 
 
@@ -52,7 +51,7 @@ def embed_here(source: str, output: str, model: Path, run: str = "run", **option
     spec = resolve_model(config, precision="fp32")
     place, inputs = Output(output), (absolute(source),)
     sources = list_sources(inputs, config.input_format)
-    columns = columns_of(config, format_of((source.uri for source in sources), config.input_format))
+    columns = columns_of_corpus(config, sources, place.settings)
     settings = place.begin(job_settings(config, spec, first_choices(config, spec, "cpu"), inputs, columns))
     place.remember(settings, inputs, what_was_asked(config, spec))
     place.mark_incomplete()

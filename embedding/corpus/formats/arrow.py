@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import accumulate
 from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from embedding.corpus.columns import Columns, field_at
+from embedding.corpus.columns import Columns, require_storable
 from embedding.corpus.formats.found import START, Found
 from embedding.corpus.plan import Unit
 from embedding.corpus.sources import Source
-from embedding.errors import CorpusError
 
 _MAGIC = b"ARROW1"
 _ROWS_PER_BYTE = 10_000
@@ -38,8 +35,7 @@ def find(stream: pa.NativeFile | BinaryIO, source: Source, columns: Columns) -> 
         rows = tuple(batch.num_rows for batch in _batches(stream, [narrow] if schema.names else [], START[1]))
     if min(rows, default=0) < 0 or sum(rows) > _ROWS_PER_BYTE * source.size:
         raise ValueError(f"it is said to have {sum(rows)} rows in {source.size} bytes")
-    for column in columns.copied:
-        _require_storable(schema, column, source.uri)
+    require_storable(schema, columns, source.uri)
     if not _is_file(stream) or not rows:
         return Found(schema, rows)
     return Found(schema, rows, tuple((first, index) for index, first in enumerate(accumulate(rows[:-1], initial=0))))
@@ -88,12 +84,3 @@ def _require_valid(batch: pa.RecordBatch) -> None:
     """Raises ArrowInvalid: offsets or lengths lead out of the buffers. Text that is no UTF-8 is found row by row, later."""
     for column in batch.columns:
         column.view(_BINARY.get(column.type, column.type)).validate(full=True)
-
-
-def _require_storable(schema: pa.Schema, column: str, uri: str) -> None:
-    with suppress(KeyError):  # a column that is not there is told for all formats alike
-        field = field_at(schema, column)
-        try:
-            pq.write_table(pa.schema([field.with_name("column")]).empty_table(), pa.BufferOutputStream())
-        except pa.ArrowException as error:
-            raise CorpusError(f"{uri}: column {column!r} is {field.type}, which Parquet shards cannot hold; leave it out") from error

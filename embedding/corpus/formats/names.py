@@ -15,11 +15,14 @@ class Format(StrEnum):
 
     PARQUET = "parquet"
     ARROW = "arrow"
+    JSONL = "jsonl"
+    CSV = "csv"
+    TSV = "tsv"
 
     @property
     def label(self) -> str:
         """Its name in sentences."""
-        return {Format.PARQUET: "Parquet", Format.ARROW: "Arrow"}[self]
+        return {Format.PARQUET: "Parquet", Format.ARROW: "Arrow", Format.JSONL: "JSON Lines"}.get(self, self.upper())
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -30,18 +33,37 @@ class Format(StrEnum):
 _SUFFIXES = {
     Format.PARQUET: (".parquet", ".parq", ".pq"),
     Format.ARROW: (".arrow", ".feather", ".ipc", ".arrows"),
+    Format.JSONL: (".jsonl", ".ndjson", ".json"),
+    Format.CSV: (".csv",),
+    Format.TSV: (".tsv",),
 }
+_CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+"""Of the text formats; the others compress inside."""
+_OFTEN_BESIDE = ".json"
+"""Files of this name often describe a corpus that lies beside them."""
 
 
 def format_by_name(name: str) -> Format | None:
     """The format that a file's name tells, None where it tells none."""
-    return next((kind for kind in Format if name.lower().endswith(kind.suffixes)), None)
+    bare = _without_codec(name.lower())
+    if bare.endswith(Format.PARQUET.suffixes + Format.ARROW.suffixes):
+        bare = name.lower()
+    return next((kind for kind in Format if bare.endswith(kind.suffixes)), None)
+
+
+def codec_by_name(name: str) -> str | None:
+    """What a text file is compressed with, by the end of its name."""
+    return next((codec for suffix, codec in _CODECS.items() if name.lower().endswith(suffix)), None)
+
+
+def _without_codec(name: str) -> str:
+    return next((name.removesuffix(suffix) for suffix in _CODECS if name.endswith(suffix)), name)
 
 
 def format_of(names: Iterable[str], asked: str = AUTO) -> Format:
     """The format that was asked for; else Parquet where there is any, so that what lies beside it stays out; else the only one there.
 
-    Files whose names tell no format are Parquet where nothing else is there.
+    Files whose names tell no format are Parquet where nothing else is there, and .json counts only where nothing else does.
 
     Raises:
         CorpusError: there are several.
@@ -49,10 +71,12 @@ def format_of(names: Iterable[str], asked: str = AUTO) -> Format:
     if asked != AUTO:
         return Format(asked)
     examples: dict[Format, str] = {}
+    weak: dict[Format, str] = {}
     for name in names:
         kind = format_by_name(name)
         if kind is not None:
-            examples.setdefault(kind, name)
+            (weak if _without_codec(name.lower()).endswith(_OFTEN_BESIDE) else examples).setdefault(kind, name)
+    examples = examples or weak
     if Format.PARQUET in examples or not examples:
         return Format.PARQUET
     if len(examples) > 1:
