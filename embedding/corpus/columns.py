@@ -97,10 +97,12 @@ def require_columns(schema: pa.Schema, columns: Columns, uri: str) -> None:
     Raises:
         CorpusError: it has not; the sentence names what it has.
     """
-    shown = [column for column in columns.texts if has_column(schema, column)]
-    for column in columns.all if columns.schema is None else shown or columns.texts:
+    needed, texts = columns.all, columns.texts
+    if columns.schema is not None:
+        needed = texts = tuple(column for column in texts if has_column(schema, column)) or texts
+    for column in needed:
         require_column(schema, column, uri)
-    for column in shown:
+    for column in texts:
         require_text(schema, column, uri)
 
 

@@ -5,7 +5,7 @@ what looks like a number may be a code whose zeros matter, and no later row can 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import BinaryIO
 
@@ -14,7 +14,7 @@ import pyarrow.csv
 
 from embedding.corpus.columns import Columns
 from embedding.corpus.formats.found import Found, RowError
-from embedding.corpus.formats.lines import Split, read_head, rows_of, scan
+from embedding.corpus.formats.lines import Split, first_bad, read_head, rows_of, scan
 from embedding.corpus.formats.names import Format
 from embedding.corpus.plan import Unit
 from embedding.corpus.sources import Source
@@ -102,36 +102,38 @@ def _names(header: bytes, delimiter: bytes) -> list[str]:
 
 
 def _table(rows: Sequence[bytes], names: Sequence[str], wanted: Sequence[str], delimiter: bytes, first: int) -> pa.Table:
-    data = b"".join(rows)
-    wrong: list[str] = []
-    table = None
+    parse = partial(_parsed, names=names, wanted=wanted, delimiter=delimiter)
     try:
-        table = pyarrow.csv.read_csv(
-            pa.BufferReader(data),
-            pyarrow.csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=names),
-            pyarrow.csv.ParseOptions(delimiter=delimiter.decode(), newlines_in_values=True, invalid_row_handler=_note_in(wrong, first)),
-            pyarrow.csv.ConvertOptions(
-                check_utf8=False,  # a text that is none is a rejected row, not a unit that fails
-                column_types=dict.fromkeys(wanted, pa.string()),
-                include_columns=wanted,
-                null_values=[""],
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=False,
-            ),
-        )
-    except pa.ArrowInvalid:
-        if not wrong:
-            raise
-    if wrong:
-        raise RowError(wrong[0])
-    if table is None or table.num_rows != len(rows):
-        raise RowError(f"rows {first} to {first + len(rows) - 1} are not that many; is a quote or a line end astray?")
+        return parse(rows)
+    except ValueError:
+        bad = first_bad(rows, parse)
+        options = pyarrow.csv.ParseOptions(delimiter=delimiter.decode(), newlines_in_values=True)
+        without_names = pyarrow.csv.ReadOptions(use_threads=False, autogenerate_column_names=True, block_size=len(rows[bad]) + 2)
+        values = pyarrow.csv.read_csv(pa.BufferReader(rows[bad] + b"\n"), without_names, options).num_columns
+        what = f"has {values} values, the header {len(names)}" if values != len(names) else "is not one row to the parser"
+        raise RowError(f"row {first + bad} {what}") from None
+
+
+def _parsed(rows: Sequence[bytes], names: Sequence[str], wanted: Sequence[str], delimiter: bytes) -> pa.Table:
+    """The wanted values of the rows.
+
+    Raises:
+        ValueError: a row has not as many values as there are names.
+    """
+    data = b"".join(rows)
+    table = pyarrow.csv.read_csv(
+        pa.BufferReader(data),
+        pyarrow.csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=names),
+        pyarrow.csv.ParseOptions(delimiter=delimiter.decode(), newlines_in_values=True),
+        pyarrow.csv.ConvertOptions(
+            check_utf8=False,  # a text that is none is a rejected row, not a unit that fails
+            column_types=dict.fromkeys(wanted, pa.string()),
+            include_columns=wanted,
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        ),
+    )
+    if table.num_rows != len(rows):
+        raise ValueError(f"{len(rows)} rows are {table.num_rows} to the parser")
     return table
-
-
-def _note_in(wrong: list[str], first: int) -> Callable[[pyarrow.csv.InvalidRow], str]:
-    def note(row: pyarrow.csv.InvalidRow) -> str:
-        wrong.append(f"row {first + row.number - 1} has {row.actual_columns} values, the header {row.expected_columns}")
-        return "error"
-
-    return note

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pyarrow.json
 
 from embedding.corpus.columns import Columns, require_columns, require_storable
 from embedding.corpus.formats.found import Found, RowError
-from embedding.corpus.formats.lines import read_head, rows_of, scan
+from embedding.corpus.formats.lines import first_bad, read_head, rows_of, scan
 from embedding.corpus.plan import Unit
 from embedding.corpus.sources import Source
 from embedding.errors import CorpusError
@@ -166,7 +167,7 @@ def _table(lines: Sequence[bytes], schema: pa.Schema, first: int) -> pa.Table:
     try:
         return _parsed(lines, schema)
     except ValueError:
-        bad = _first_bad(lines, schema)
+        bad = first_bad(lines, partial(_parsed, schema=schema))
         raise RowError(f"row {first + bad}: {_fault(lines[bad], schema)}") from None
 
 
@@ -191,19 +192,6 @@ def _parsed(lines: Sequence[bytes], schema: pa.Schema) -> pa.Table:
     if table.num_rows != len(lines):
         raise ValueError("it is more than one JSON object")
     return table
-
-
-def _first_bad(lines: Sequence[bytes], schema: pa.Schema) -> int:
-    """The first line that cannot be parsed, of some of which at least one cannot."""
-    start, stop = 0, len(lines)
-    while stop - start > 1:
-        middle = (start + stop) // 2
-        try:
-            _parsed(lines[start:middle], schema)
-            start = middle
-        except ValueError:
-            stop = middle
-    return start
 
 
 def _fault(line: bytes, schema: pa.Schema) -> str:

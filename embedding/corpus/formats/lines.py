@@ -5,7 +5,7 @@ Such files say nothing about their rows, so a plan reads them through once, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
@@ -96,6 +96,19 @@ def rows_of(stream: pa.NativeFile | BinaryIO, unit: Unit, split: Split) -> Itera
             yield row + start, found[start:stop]
         if row + len(found) >= end:
             return
+
+
+def first_bad(rows: Sequence[bytes], parse: Callable[[Sequence[bytes]], object]) -> int:
+    """The first row that `parse` raises ValueError about, of some of which there is one."""
+    start, stop = 0, len(rows)
+    while stop - start > 1:
+        middle = (start + stop) // 2
+        try:
+            parse(rows[start:middle])
+            start = middle
+        except ValueError:
+            stop = middle
+    return start
 
 
 def _decompressed(stream: pa.NativeFile | BinaryIO, source: Source) -> pa.NativeFile | BinaryIO:

@@ -39,16 +39,18 @@ _SUFFIXES = {
 }
 _CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 """Of the text formats; the others compress inside."""
+_BY_SUFFIX = {suffix: kind for kind, suffixes in _SUFFIXES.items() for suffix in suffixes}
 _OFTEN_BESIDE = ".json"
 """Files of this name often describe a corpus that lies beside them."""
 
 
 def format_by_name(name: str) -> Format | None:
     """The format that a file's name tells, None where it tells none."""
-    bare = _without_codec(name.lower())
-    if bare.endswith(Format.PARQUET.suffixes + Format.ARROW.suffixes):
-        bare = name.lower()
-    return next((kind for kind in Format if bare.endswith(kind.suffixes)), None)
+    bare, dot, last = name.lower().rpartition(".")
+    if is_compressed := dot + last in _CODECS:
+        _, dot, last = bare.rpartition(".")
+    kind = _BY_SUFFIX.get(dot + last)
+    return None if is_compressed and kind in (Format.PARQUET, Format.ARROW) else kind
 
 
 def codec_by_name(name: str) -> str | None:
