@@ -167,7 +167,10 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.LargeStringArray:
-    return pa.chunked_array([chunk.cast(_TEXT) for chunk in column.chunks], _TEXT).combine_chunks()
+    chunks = column.chunks
+    if pa.types.is_dictionary(column.type) and pa.types.is_string_view(column.type.value_type):  # polars' kind, which Arrow can not decode
+        chunks = [pa.DictionaryArray.from_arrays(chunk.indices, chunk.dictionary.cast(_TEXT)) for chunk in chunks]
+    return pa.chunked_array([chunk.cast(_TEXT) for chunk in chunks], _TEXT).combine_chunks()
 
 
 def field_at(schema: pa.Schema, column: str) -> pa.Field:

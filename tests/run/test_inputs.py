@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pytest
 
-from embedding.errors import SettingsChangedError
+from embedding.errors import CorpusError, SettingsChangedError
+from tests.run.conftest import Embed
 from tests.run.here import embed_here, prove_here
 from tests.support import corpora, outputs
 
@@ -92,3 +93,19 @@ def test_a_text_of_several_columns(tiny_model: Path, tmp_path: Path) -> None:
     assert (proof.status, proof.details, proof.sampled, proof.shards) == ("proved", [], len(ROWS), len(shards))
     with pytest.raises(SettingsChangedError, match=r'text_column: null -> "text"; text_template: '):
         embed_here(source, made, tiny_model, keep_columns=["lang"])
+
+
+def test_a_run_on_a_cluster_goes_on_without_a_line_that_is_broken(embed: Embed, tmp_path: Path) -> None:
+    rows = [json.dumps({"id": f"{number:03}", "text": text}) for number, text in enumerate(TEXTS)]
+    source, output = tmp_path / "in", str(tmp_path / "out")
+    source.mkdir()
+    (source / "a.jsonl").write_text("\n".join([*rows[:15], rows[15][:-4], *rows[16:]]))
+    (source / "b.csv").write_text("id,text\n1,beside\n")
+    with pytest.raises(CorpusError, match=r"CSV and JSON Lines files .* say --input-format csv or jsonl"):
+        embed(input=str(source), output=output)
+    summary = embed(input=str(source), output=output, input_format="jsonl")
+    assert (summary.status, summary.units_failed, summary.rows_out) == ("failed units", 1, len(TEXTS) - 8 - 1)
+    assert "a.jsonl: row 15: no JSON object" in str(summary.failures[0]["error"])
+    (source / "a.jsonl").write_text("\n".join(rows))
+    assert embed(input=str(source), output=output, input_format="jsonl").status == "complete"
+    assert outputs.table(output)["id"].to_pylist() == [f"{number:03}" for number, text in enumerate(TEXTS) if text is not None]

@@ -69,7 +69,7 @@ def _split(data: bytes, *, last: bool, delimiter: bytes) -> tuple[list[bytes], i
         position = mark.end()
         if mark[0] == b'"':
             if mark.start() == start or data[mark.start() - 1] in delimiter:
-                position = _closed(data, position, last=last)
+                position = _closed(data, position)
                 if not position:
                     return rows, start
             continue
@@ -86,11 +86,14 @@ def _split(data: bytes, *, last: bool, delimiter: bytes) -> tuple[list[bytes], i
     return rows, start
 
 
-def _closed(data: bytes, position: int, *, last: bool) -> int:
-    """Where what follows a quoted value begins, from a place inside of it; 0 where the bytes do not tell."""
+def _closed(data: bytes, position: int) -> int:
+    """Where what follows a quoted value begins, from a place inside of it; 0 where it does not end.
+
+    A quote at the very end may be the first of two: its row is not complete then, and is looked at again with what follows.
+    """
     while (quote := data.find(b'"', position)) >= 0:
         if data[quote + 1 : quote + 2] != b'"':
-            return quote + 1 if last or quote + 1 < len(data) else 0
+            return quote + 1
         position = quote + 2
     return 0
 
