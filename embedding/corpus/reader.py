@@ -27,7 +27,7 @@ __all__ = ["Columns", "UnitRows", "read_layout", "read_layouts", "read_unit", "s
 _FOOTER_THREADS = 32
 _FOOTERS_AT_ONCE = 1024
 _FILES_OF_TYPES = 8
-"""Of JSON Lines, so many files are asked what their values are: what the first one leaves open, another may tell."""
+"""Of JSON Lines, so many files with rows are asked what their values are: what the first one leaves open, another may tell."""
 _FOOTER_BYTES = 2**16
 """Most footers are smaller; the others cost more requests."""
 
@@ -106,9 +106,14 @@ def settle_columns(sources: Sequence[Source], columns: Columns, earlier: pa.Sche
     if earlier is not None and all(has_column(earlier, column) for column in columns.all):
         return replace(columns, schema=earlier)
     rows: list[dict[str, Any]] = []
-    for source in sources[:_FILES_OF_TYPES]:
+    asked = 0
+    for source in sources:
         with suppress(SourceError), _opened(source, columns.format) as stream:  # which its layout tells
-            rows += jsonl.first_objects(stream, source)
+            found = jsonl.first_objects(stream, source)
+            rows += found
+            asked += bool(found)
+        if asked == _FILES_OF_TYPES:
+            break
     return jsonl.with_types(columns, rows, sources[0].uri) if rows else columns
 
 

@@ -300,6 +300,15 @@ def test_a_later_file_may_lack_columns_but_not_its_text(tmp_path: Path) -> None:
         read_all(str(tmp_path), TYPED, 10)
 
 
+def test_types_are_those_of_the_first_files_that_have_rows(tmp_path: Path) -> None:
+    for number in range(9):
+        (tmp_path / f"{number}.jsonl").write_text("\n" * number)
+    (tmp_path / "9.jsonl").write_text("no JSON\n")
+    (tmp_path / "a.jsonl").write_text('{"text": "c", "id": 1}\n')
+    columns = settle_columns(list_sources([str(tmp_path)]), TYPED, None)
+    assert columns.schema == pa.schema({"id": pa.int64(), "text": pa.string()})
+
+
 def test_a_file_that_was_replaced_is_told(tmp_path: Path) -> None:
     source = put_source(str(tmp_path), as_csv(",", "\n"), "a.csv")
     columns = Columns("text", ("id",), None, Format.CSV)

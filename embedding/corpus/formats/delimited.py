@@ -113,8 +113,9 @@ def _table(rows: Sequence[bytes], names: Sequence[str], wanted: Sequence[str], d
         options = pyarrow.csv.ParseOptions(delimiter=delimiter.decode(), newlines_in_values=True)
         without_names = pyarrow.csv.ReadOptions(use_threads=False, autogenerate_column_names=True, block_size=len(rows[bad]) + 2)
         values = pyarrow.csv.read_csv(pa.BufferReader(rows[bad] + b"\n"), without_names, options).num_columns
-        what = f"has {values} values, the header {len(names)}" if values != len(names) else "is not one row to the parser"
-        raise RowError(f"row {first + bad} {what}") from None
+        if values == len(names):
+            raise RowError(f"row {first + bad} is not one row to the parser") from None
+        raise RowError(f"row {first + bad} has {values} values, the header {len(names)}") from None
 
 
 def _parsed(rows: Sequence[bytes], names: Sequence[str], wanted: Sequence[str], delimiter: bytes) -> pa.Table:
