@@ -19,6 +19,7 @@ DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 Pooling: TypeAlias = Literal["mean", "cls", "max", "weightedmean", "mean_sqrt_len", "lasttoken"]
 """How token vectors become a text's vector; the names and meanings are sentence-transformers'."""
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+InputFormat: TypeAlias = Literal["auto", "parquet", "arrow", "jsonl", "csv", "tsv"]
 BadRows: TypeAlias = Literal["reject", "fail"]
 ProgressStyle: TypeAlias = Literal["auto", "bar", "log", "none"]
 
@@ -65,10 +66,19 @@ class JobConfig(Config):
 
     input: Annotated[tuple[str, ...], _CORPUS, _LIST] = Field(
         min_length=1,
-        description="Parquet file, folder (read recursively) or glob; local path or fsspec URL such as s3://bucket/corpus. Repeatable.",
+        description="File, folder (read recursively) or glob; local path or fsspec URL such as s3://bucket/corpus. Repeatable.",
+    )
+    input_format: Annotated[InputFormat, _CORPUS] = Field(
+        "auto",
+        description="What the files are; auto: by their suffixes, Parquet where there is any.",
     )
     text_column: Annotated[str, _CORPUS] = Field(
         "text", min_length=1, description="Column that holds the text; a dotted path reaches a nested field (doc.body)."
+    )
+    text_template: Annotated[str | None, _CORPUS] = Field(
+        None,
+        min_length=1,
+        description="Instead of --text-column: the text made of several columns, such as '{title}\\n\\n{body}'; {{ and }} are braces.",
     )
     id_column: Annotated[str | None, _CORPUS] = Field(
         None, description="Column copied into every shard as the row's identity; without it the shard has source and row_index."
@@ -182,6 +192,8 @@ class JobConfig(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.text_template is not None and "text_column" in self.model_fields_set:
+            raise ValueError("--text-column and --text-template are both given; keep one of them")
         if self.prompt is not None and self.prompt_name is not None:
             raise ValueError("--prompt and --prompt-name are both given; keep one of them")
         if self.quiet and self.verbose:

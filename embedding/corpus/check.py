@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -183,7 +183,7 @@ def _read_shard(data: bytes) -> tuple[pa.Table, dict[str, Any], str]:
 
 def _check_footer(unit: Unit, rules: Rules, footer: Mapping[str, Any]) -> None:
     try:
-        if (found := footer["unit"]) != asdict(unit):
+        if (found := footer["unit"]) != unit.identity():
             name = found["shard"] if isinstance(found, dict) else found
             raise _WrongError(Kind.WRONG_UNIT, f"its footer says that it is the shard {name}, or of another source or range")
         provenance = footer["provenance"]

@@ -9,13 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import PurePosixPath
+from typing import Any
 
-from embedding.corpus.sources import PARQUET_SUFFIXES, Source
+from embedding.corpus.formats.found import START
+from embedding.corpus.formats.names import Format
+from embedding.corpus.sources import Source
 
 _MAX_STEM_CHARS = 120
 _HIVE_ESCAPED = re.compile(r"""[\x00-\x1f"#'*?\\{}\[\]^`|<>\x7f]""")
@@ -24,16 +29,22 @@ _HIVE_ESCAPED = re.compile(r"""[\x00-\x1f"#'*?\\{}\[\]^`|<>\x7f]""")
 
 @dataclass(frozen=True, slots=True)
 class SourceLayout:
-    """What a file's footer says about its rows."""
+    """What a file says about its rows."""
 
     source: Source
     row_groups: tuple[int, ...]
     """Rows of each row group."""
+    marks: tuple[tuple[int, int], ...] = (START,)
+    """Where reading may begin, as `formats.found.Found` has them."""
 
     @property
     def num_rows(self) -> int:
         """Rows of the file."""
         return sum(self.row_groups)
+
+    def mark_before(self, row: int) -> tuple[int, int]:
+        """The last mark at or before a row."""
+        return self.marks[bisect_right(self.marks, row, key=itemgetter(0)) - 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +65,12 @@ class Unit:
     num_rows: int
     shard: str
     """Name of the unit's shard, relative to the output's folder."""
+    near: tuple[int, int] = START
+    """The mark that its reader begins at."""
+
+    def identity(self) -> dict[str, Any]:
+        """What a shard says of its unit: everything but the way to its rows."""
+        return {key: value for key, value in asdict(self).items() if key != "near"}
 
 
 def plan_units(layouts: Iterable[SourceLayout], *, unit_rows: int, fingerprint: str, limit_rows: int | None = None) -> Iterator[Unit]:
@@ -64,7 +81,7 @@ def plan_units(layouts: Iterable[SourceLayout], *, unit_rows: int, fingerprint: 
             if remaining is not None:
                 num_rows = min(num_rows, remaining)
                 remaining -= num_rows
-            yield make_unit(layout.source, first_row, num_rows, fingerprint)
+            yield make_unit(layout.source, first_row, num_rows, fingerprint, near=layout.mark_before(first_row))
             if remaining == 0:
                 return
 
@@ -91,11 +108,11 @@ def cut_rows(row_groups: Sequence[int], unit_rows: int) -> Iterator[tuple[int, i
         yield first, rows
 
 
-def make_unit(source: Source, first_row: int, num_rows: int, fingerprint: str) -> Unit:
+def make_unit(source: Source, first_row: int, num_rows: int, fingerprint: str, near: tuple[int, int] = START) -> Unit:
     """The unit of a row range, with its id and the name of its shard."""
     identity = json.dumps((source.uri, source.size, source.version, first_row, num_rows, fingerprint))
     unit_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    return Unit(unit_id, source, first_row, num_rows, f"data/{shard_stem(source)}-{first_row:010d}-{unit_id}.parquet")
+    return Unit(unit_id, source, first_row, num_rows, f"data/{shard_stem(source)}-{first_row:010d}-{unit_id}.parquet", near)
 
 
 def stem_of(shard: str) -> str:
@@ -113,7 +130,10 @@ def shard_stem(source: Source) -> str:
     hive = [_HIVE_ESCAPED.sub(lambda match: f"%{ord(match[0]):02X}", folder) for folder in folders if _is_hive(folder)]
     *above, name = source.path.split("/")
     file = PurePosixPath(name)
-    parts = [*(folder for folder in above if not _is_hive(folder)), file.stem if file.suffix.lower() in PARQUET_SUFFIXES else file.name]
+    parts = [
+        *(folder for folder in above if not _is_hive(folder)),
+        file.stem if file.suffix.lower() in Format.PARQUET.suffixes else file.name,
+    ]
     stem = re.sub(r"[^A-Za-z0-9.=_-]+", "_", "-".join(parts))
     # Readers skip names that begin with a dot or an underscore.
     return "/".join([*hive, stem[-_MAX_STEM_CHARS:].lstrip("._") or "source"])

@@ -2,47 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from difflib import get_close_matches
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from embedding.corpus.columns import Columns, has_column, require_columns, select, text_of
+from embedding.corpus.formats import arrow, delimited, jsonl, parquet
+from embedding.corpus.formats.found import Found, RowError
+from embedding.corpus.formats.names import Format
 from embedding.corpus.plan import SourceLayout, Unit, UnreadableSource
 from embedding.corpus.requests import explained, is_of_store, with_retries
 from embedding.corpus.sources import Source, open_source, require_unchanged
 from embedding.corpus.storage import filesystem_of, is_local
 from embedding.errors import CorpusError, SourceChangedError, SourceError
 
+__all__ = ["Columns", "UnitRows", "read_layout", "read_layouts", "read_unit", "settle_columns", "text_faults"]
+
 _FOOTER_THREADS = 32
 _FOOTERS_AT_ONCE = 1024
+_FILES_OF_TYPES = 8
+"""Of JSON Lines, so many files with rows are asked what their values are: what the first one leaves open, another may tell."""
 _FOOTER_BYTES = 2**16
 """Most footers are smaller; the others cost more requests."""
-_BATCH_ROWS = 16_384
-_PREFETCH_BYTES = 256 * 2**20
-"""Files up to this size have the wanted column chunks fetched whole and ahead; larger ones are streamed: bounded memory."""
-_STREAM_BYTES = 8 * 2**20
-_ROWS_PER_BYTE = 10_000
-"""More no file holds in earnest; a footer that lies may ask for more units than the driver has memory for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Which columns of a source are read; dotted paths reach into structs."""
+class _FormatModule(Protocol):
+    """What each format's module offers; both raise what pyarrow raises, or ValueError with a sentence that is to follow the file's name."""
 
-    text: str
-    copied: tuple[str, ...] = ()
-    """Columns that go into the shard unchanged: the id column first, then the kept ones."""
+    def find(self, stream: pa.NativeFile | BinaryIO, source: Source, columns: Columns) -> Found:
+        """What the file holds."""
 
-    @property
-    def all(self) -> tuple[str, ...]:
-        """Every path that is read, each once."""
-        return tuple(dict.fromkeys((*self.copied, self.text)))
+    def read(self, stream: pa.NativeFile | BinaryIO, unit: Unit, columns: Columns) -> pa.Table:
+        """The unit's rows, in order: the columns that `columns` names, or those that their paths begin with, and perhaps others."""
+
+
+_MODULES: dict[Format, _FormatModule] = {
+    Format.PARQUET: parquet,
+    Format.ARROW: arrow,
+    Format.JSONL: jsonl,
+    Format.CSV: delimited,
+    Format.TSV: delimited,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,7 @@ def read_layouts(sources: Sequence[Source], columns: Columns, set_aside: list[Un
     try:
         for start in range(0, len(sources), _FOOTERS_AT_ONCE):
             some = sources[start : start + _FOOTERS_AT_ONCE]
-            for layout in pool.map(lambda source, end: _layout_or_reason(source, columns, end), some, _ends_of(some)):
+            for layout in pool.map(lambda source, end: _layout_or_reason(source, columns, end), some, _ends_of(some, columns)):
                 if isinstance(layout, SourceLayout):
                     yield layout
                 elif set_aside is None:
@@ -76,15 +82,39 @@ def read_layouts(sources: Sequence[Source], columns: Columns, set_aside: list[Un
         pool.shutdown(cancel_futures=True)
 
 
-def _ends_of(sources: Sequence[Source]) -> list[bytes | None]:
-    """The last bytes of the files that lie on object stores, by one request each and without a thread; None where there was an error."""
+def _ends_of(sources: Sequence[Source], columns: Columns) -> list[bytes | None]:
+    """The last bytes of the Parquet files that lie on object stores, by one request each and without a thread; None where there was
+    an error.
+    """
     ends: dict[Source, bytes | None] = dict.fromkeys(sources)
+    if columns.format is not Format.PARQUET:
+        return list(ends.values())
     for fs, group in groupby(sources, key=lambda source: filesystem_of(source.uri)[0]):
         if not is_local(fs) and (files := [source for source in group if source.size]):
             starts = [max(0, source.size - _FOOTER_BYTES) for source in files]
             found = fs.cat_ranges([source.uri for source in files], starts, [source.size for source in files], on_error="return")
             ends |= {source: end if isinstance(end, bytes) else None for source, end in zip(files, found, strict=True)}
     return list(ends.values())
+
+
+def settle_columns(sources: Sequence[Source], columns: Columns, earlier: pa.Schema | None) -> Columns:
+    """The columns of JSON Lines with the types that the output was begun with, else with those that the first rows show.
+
+    Raises:
+        CorpusError: the first rows lack a column, or do not agree on its type.
+    """
+    if earlier is not None and all(has_column(earlier, column) for column in columns.all):
+        return replace(columns, schema=earlier)
+    rows: list[dict[str, Any]] = []
+    asked = 0
+    for source in sources:
+        with suppress(SourceError), _opened(source, columns.format) as stream:  # which its layout tells
+            found = jsonl.first_objects(stream, source)
+            rows += found
+            asked += bool(found)
+        if asked == _FILES_OF_TYPES:
+            break
+    return jsonl.with_types(columns, rows, sources[0].uri) if rows else columns
 
 
 def _layout_or_reason(source: Source, columns: Columns, end: bytes | None) -> SourceLayout | UnreadableSource:
@@ -101,75 +131,19 @@ def read_layout(source: Source, columns: Columns, end: bytes | None = None) -> S
         SourceError: the file is damaged, or was replaced or removed since it was listed.
         CorpusError: it lacks a column, or its text column holds no text.
     """
-    found = _footer_in(end, source) if end else None
-    schema, row_groups = found or with_retries(lambda: _read_footer(source))
-    for column in columns.all:
-        require_column(schema, column, source.uri)
-    field = _field(schema, columns.text)
-    if not _is_text(field.type):
-        others = [path for path, kind in _paths(schema) if _is_text(kind)]
-        remedy = f"string columns are {', '.join(others)}" if others else "the file has no string column"
-        raise CorpusError(f"{source.uri}: column {columns.text!r} is {field.type}, not string; {remedy}")
-    return SourceLayout(source, row_groups)
+    found = (parquet.find_in(end, source) if end else None) or with_retries(lambda: _find(source, columns))
+    if found.schema is not None:
+        require_columns(found.schema, columns, source.uri)
+    return SourceLayout(source, found.row_groups, found.marks)
 
 
-def _footer_in(end: bytes, source: Source) -> tuple[pa.Schema, tuple[int, ...]] | None:
-    """None where the footer is longer, or anything is wrong: the file itself is read then, which tells what."""
-    try:
-        return _footer(pq.ParquetFile(pa.BufferReader(end)), source)
-    except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError):
-        return None
-
-
-def _read_footer(source: Source) -> tuple[pa.Schema, tuple[int, ...]]:
-    with _parquet(source) as file:
-        return _footer(file, source)
-
-
-def _footer(file: pq.ParquetFile, source: Source) -> tuple[pa.Schema, tuple[int, ...]]:
-    schema = file.schema_arrow
-    _ = list(_paths(schema))  # names are decoded when they are asked for: here it is told if one is no UTF-8
-    return schema, _row_groups(file.metadata, source.size)
-
-
-def _row_groups(metadata: pq.FileMetaData, size: int) -> tuple[int, ...]:
-    """Rows of each row group.
-
-    Nothing is asked of single columns: where their part of the footer is damaged, pyarrow's answer ends the process.
-
-    Raises:
-        ValueError: the footer contradicts itself, or claims more rows than `size` bytes hold.
-    """
-    rows = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
-    if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
-        raise ValueError(f"its row groups have {sum(rows)} rows together, the file is said to have {metadata.num_rows}")
-    if sum(rows) > _ROWS_PER_BYTE * size:
-        raise ValueError(f"it is said to have {sum(rows)} rows in {size} bytes")
-    return rows
-
-
-def require_column(schema: pa.Schema, column: str, uri: str) -> None:
-    """Check that the schema has the column.
-
-    Raises:
-        CorpusError: it has not, or twice; the sentence names what it has.
-    """
-    if any(schema.names.count(name) > 1 for name in (column, column.partition(".")[0])):
-        raise CorpusError(f"{uri} has several columns {column!r}; rename one of them")
-    try:
-        _field(schema, column)
-    except KeyError:
-        paths = [path for path, _ in _paths(schema)]
-        close = get_close_matches(column, paths, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise CorpusError(f"{uri} has no column {column!r}; {hint}columns are {', '.join(paths)}") from None
+def _find(source: Source, columns: Columns) -> Found:
+    with _opened(source, columns.format) as stream:
+        return _MODULES[columns.format].find(stream, source, columns)
 
 
 def read_unit(unit: Unit, columns: Columns) -> UnitRows:
     """The unit's rows, in order.
-
-    Only the row groups that the unit overlaps are touched, and they are decoded as a stream, so that a unit in the middle of
-    a huge row group costs memory for its own rows only.
 
     Raises:
         SourceChangedError: the file was replaced or removed since it was listed, even while it was read.
@@ -180,13 +154,12 @@ def read_unit(unit: Unit, columns: Columns) -> UnitRows:
 
 
 def _read_unit(unit: Unit, columns: Columns) -> UnitRows:
-    with _parquet(unit.source) as file:
-        table = _read_rows(file, unit.first_row, unit.num_rows, columns.all)
+    with _opened(unit.source, columns.format) as stream:
+        table = _MODULES[columns.format].read(stream, unit, columns)
         if table.num_rows != unit.num_rows:
             raise SourceError(f"{unit.source.uri}: rows {unit.first_row} to {unit.first_row + unit.num_rows} hold only {table.num_rows}")
-        text = _select(table, columns.text)
-        copied = pa.table({column: _select(table, column) for column in columns.copied})
-        rows = UnitRows(_as_text(text), copied)
+        copied = pa.table({column: select(table, column) for column in columns.copied})
+        rows = UnitRows(text_of(table, columns), copied)
     require_unchanged(unit.source)
     return rows
 
@@ -211,21 +184,21 @@ def _is_utf8(value: bytes | None) -> bool:
 
 
 @contextmanager
-def _parquet(source: Source) -> Iterator[pq.ParquetFile]:
-    """The file opened as Parquet; what goes wrong inside the block is told as one sentence that names the file.
+def _opened(source: Source, kind: Format) -> Iterator[pa.NativeFile | BinaryIO]:
+    """The file; what goes wrong inside the block is told as one sentence that names the file.
 
     Raises:
         SourceChangedError: the file was replaced or removed since it was listed, however that showed.
-        SourceError: it is not Parquet, or damaged.
+        SourceError: it is not of that format, or damaged.
         StorageError: the store does not answer.
     """
-    small = source.size <= _PREFETCH_BYTES
     with open_source(source) as stream, explained(f"reading {source.uri}"):
         try:
-            yield pq.ParquetFile(stream, pre_buffer=small, buffer_size=0 if small else _STREAM_BYTES, page_checksum_verification=True)
+            yield stream
         except MemoryError as error:  # before the next clause: Arrow's own is an ArrowException too
             require_unchanged(source)
-            needs = "needs more memory than there is; it is damaged, or its row groups are too large for this machine"
+            parts = {Format.PARQUET: "row groups", Format.ARROW: "record batches"}.get(kind, "rows")
+            needs = f"needs more memory than there is; it is damaged, or its {parts} are too large for this machine"
             raise SourceError(f"reading {source.uri} {needs}") from error
         except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError) as error:  # the last from Ray's Arrow types
             require_unchanged(source)
@@ -233,76 +206,10 @@ def _parquet(source: Source) -> Iterator[pq.ParquetFile]:
                 raise SourceChangedError(f"{source.uri} was replaced while it was read; run again to plan it anew") from error
             if is_of_store(error):
                 raise
-            raise SourceError(f"{source.uri} is no readable Parquet file: {_first_line(error)}") from error
+            if isinstance(error, RowError):
+                raise SourceError(f"{source.uri}: {error}") from error
+            raise SourceError(f"{source.uri} is no readable {kind.label} file: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _read_rows(file: pq.ParquetFile, first_row: int, num_rows: int, columns: Sequence[str]) -> pa.Table:
-    """The rows of a range, each row group read on its own: in one sweep over several, a column that a damaged page made longer
-    or shorter would shift the rows of all groups after it.
-    """
-    batches: list[pa.RecordBatch] = []
-    position, stop_row = 0, first_row + num_rows
-    for index in range(file.metadata.num_row_groups):
-        rows = file.metadata.row_group(index).num_rows
-        if rows and position < stop_row and position + rows > first_row:
-            batches += _read_group(file, index, slice(max(0, first_row - position), min(rows, stop_row - position)), columns)
-        position += rows
-    return pa.Table.from_batches(batches, schema=batches[0].schema if batches else file.schema_arrow)
-
-
-def _read_group(file: pq.ParquetFile, index: int, wanted: slice, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    position = 0
-    batch_rows = min(_BATCH_ROWS, wanted.stop - wanted.start)  # rows can be long: a batch is never larger than what is wanted
-    for batch in file.iter_batches(batch_size=batch_rows, row_groups=[index], columns=list(columns), use_threads=False):
-        start, stop = max(0, wanted.start - position), min(batch.num_rows, wanted.stop - position)
-        if start < stop:
-            yield batch.slice(start, stop - start)
-        position += batch.num_rows
-        if position >= wanted.stop:
-            return
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind))
-
-
-def _as_text(column: pa.ChunkedArray) -> pa.LargeStringArray:
-    return pa.chunked_array([chunk.cast(pa.large_string()) for chunk in column.chunks], pa.large_string()).combine_chunks()
-
-
-def _field(schema: pa.Schema, column: str) -> pa.Field:
-    """The field at a column name or dotted path; a column whose own name has dots comes first.
-
-    Raises:
-        KeyError: there is none.
-    """
-    if column in schema.names:
-        return schema.field(column)
-    head, *path = column.split(".")
-    field = schema.field(head)
-    for name in path:
-        if not pa.types.is_struct(field.type) or field.type.get_field_index(name) < 0:
-            raise KeyError(column)
-        field = field.type.field(name)
-    return field
-
-
-def _paths(fields: Iterable[pa.Field], above: str = "") -> Iterator[tuple[str, pa.DataType]]:
-    """Every column and field of a struct, by dotted path, with its type."""
-    for field in fields:
-        yield above + field.name, field.type
-        if pa.types.is_struct(field.type):
-            yield from _paths(field.type, f"{above}{field.name}.")
-
-
-def _select(table: pa.Table, column: str) -> pa.ChunkedArray:
-    if column in table.column_names:
-        return table.column(column)
-    head, *path = column.split(".")
-    return pc.struct_field(table.column(head), path)

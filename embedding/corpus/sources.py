@@ -10,17 +10,17 @@ from typing import Any, BinaryIO, cast
 import fsspec
 import pyarrow as pa
 
+from embedding.corpus.formats.names import AUTO, format_by_name, format_of
 from embedding.corpus.requests import WRONG_PATH, explained, with_retries
 from embedding.corpus.storage import filesystem_of, is_local
 from embedding.errors import CorpusError, SourceChangedError
 
-PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 _VERSION_KEYS = ("ETag", "etag", "generation", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated", "created")
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Source:
-    """One Parquet file of the corpus, as it stood when it was listed."""
+    """One file of the corpus, as it stood when it was listed."""
 
     path: str
     """Path below the input that matched it, with forward slashes; what shards are named after."""
@@ -37,27 +37,39 @@ def absolute(url: str) -> str:
     return str(fs.unstrip_protocol(path)).removeprefix("file://")
 
 
-def list_sources(inputs: Iterable[str]) -> list[Source]:
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    source: Source
+    named: bool
+    """By the input itself or a glob, and not found in a folder: taken whatever its suffix."""
+
+
+def list_sources(inputs: Iterable[str], asked: str = AUTO) -> list[Source]:
     """All source files of the inputs, each once, in the order of their paths.
 
+    Of a folder, these are the files of the format that was asked for, or that `format_of` finds.
+
     Raises:
-        CorpusError: an input does not exist or matches no Parquet file.
+        CorpusError: an input does not exist or matches no file of the format, or there are several formats.
     """
+    listed = {url: list(_list_input(url)) for url in inputs}
+    wanted = format_of((each.source.uri for found in listed.values() for each in found), asked)
     sources: dict[str, Source] = {}
-    for url in inputs:
-        found = list(_list_input(url))
-        if not found:
-            raise CorpusError(f"--input {url} matches no Parquet file ({', '.join(PARQUET_SUFFIXES)}); check the path")
-        for source in found:
+    for url, found in listed.items():
+        taken = [each.source for each in found if each.named or format_by_name(each.source.path) == wanted]
+        if not taken:
+            others = f", or say --input-format {format_by_name(found[0].source.path)}" if found else ""
+            raise CorpusError(f"--input {url} matches no {wanted.label} file ({', '.join(wanted.suffixes)}); check the path{others}")
+        for source in taken:
             sources.setdefault(source.uri, source)
     return sorted(sources.values())
 
 
-def _list_input(url: str) -> Iterator[Source]:
+def _list_input(url: str) -> Iterator[_Listed]:
     fs, path = filesystem_of(url)
     with explained(f"listing --input {url}"):
         try:
-            found, root = with_retries(lambda: _find(fs, path))
+            found, root, named = with_retries(lambda: _find(fs, path))
         except WRONG_PATH as error:
             raise CorpusError(f"--input {url} does not exist; check the path") from error
     for file, info in found.items():
@@ -66,11 +78,12 @@ def _list_input(url: str) -> Iterator[Source]:
             uri.encode()
         except UnicodeEncodeError:
             raise CorpusError(f"{uri!a} has a name that is not UTF-8; rename the file") from None
-        yield Source(path=file.removeprefix(root).lstrip("/"), uri=uri, size=int(info["size"]), version=version_of(info))
+        source = Source(path=file.removeprefix(root).lstrip("/"), uri=uri, size=int(info["size"]), version=version_of(info))
+        yield _Listed(source, file in named)
 
 
-def _find(fs: fsspec.AbstractFileSystem, path: str) -> tuple[dict[str, dict[str, Any]], str]:
-    """Files with their details, and the folder that their names are relative to."""
+def _find(fs: fsspec.AbstractFileSystem, path: str) -> tuple[dict[str, dict[str, Any]], str, set[str]]:
+    """Files with their details, the folder that their names are relative to, and those that were named and not found in a folder."""
     try:
         info = fs.info(path)
     except FileNotFoundError:
@@ -78,31 +91,33 @@ def _find(fs: fsspec.AbstractFileSystem, path: str) -> tuple[dict[str, dict[str,
             raise
         return _glob(fs, path)
     if info["type"] == "file":
-        return {info["name"]: info}, info["name"].rpartition("/")[0]
+        return {info["name"]: info}, info["name"].rpartition("/")[0], {info["name"]}
     root = info["name"].rstrip("/")
-    return _below(fs, root, root), root
+    return _below(fs, root, root), root, set()
 
 
-def _glob(fs: fsspec.AbstractFileSystem, pattern: str) -> tuple[dict[str, dict[str, Any]], str]:
-    """The files that match, whatever their suffix, and the Parquet files below the folders that match."""
+def _glob(fs: fsspec.AbstractFileSystem, pattern: str) -> tuple[dict[str, dict[str, Any]], str, set[str]]:
+    """The files that match, whatever their suffix, and the files of known formats below the folders that match."""
     fixed = pattern[: min(pattern.index(char) for char in "*?[" if char in pattern)]
     found: dict[str, dict[str, Any]] = {}
+    named: set[str] = set()
     for path, info in fs.glob(pattern, detail=True).items():
         if not _hidden(path, fixed):
             if info["type"] == "file":
                 found[path] = info
+                named.add(path)
             elif "**" not in pattern:  # which matches the files below as well
                 found |= _below(fs, path, fixed)
-    return found, fixed.rpartition("/")[0]
+    return found, fixed.rpartition("/")[0], named
 
 
 def _below(fs: fsspec.AbstractFileSystem, folder: str, root: str) -> dict[str, dict[str, Any]]:
-    """The Parquet files below `folder`."""
+    """The files of known formats below `folder`."""
     found = _walk(fs, folder) if is_local(fs) else fs.find(folder, detail=True).values()
     return {
         info["name"]: info
         for info in found
-        if info["type"] == "file" and info["name"].lower().endswith(PARQUET_SUFFIXES) and not _hidden(info["name"], root)
+        if info["type"] == "file" and format_by_name(info["name"]) is not None and not _hidden(info["name"], root)
     }
 
 

@@ -42,7 +42,7 @@ _SHOW_CURSOR = b"\x1b[?25h"
 Config = TypeVar("Config", bound=BaseModel)
 
 _HELP = " ".join(
-    """Give every row of a Parquet corpus a vector, on one laptop or a thousand GPUs.
+    """Give every row of a corpus a vector, on one laptop or a thousand GPUs.
     Every option can also stand in a YAML file (--config; same names with underscores) or in the environment
     (EMBED_BATCH_TOKENS for --batch-tokens); the command line wins over the environment, the environment over the file.
     The last line on stdout is a JSON summary. Exit codes: 0 complete or nothing to do, 1 crashed (run it again),

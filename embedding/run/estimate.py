@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import accumulate, cycle, pairwise
 
@@ -69,14 +69,22 @@ class Rate:
 
 
 def estimate(
-    config: JobConfig, output: Output, pending: Sequence[Unit], model: ModelSpec, batch_tokens: int, placement: Placement, *, here: bool
+    config: JobConfig,
+    output: Output,
+    pending: Sequence[Unit],
+    columns: Columns,
+    model: ModelSpec,
+    batch_tokens: int,
+    placement: Placement,
+    *,
+    here: bool,
 ) -> dict[str, object]:
     """What embedding the pending units takes; None for what cannot be known. `here`: the run would be on this machine, which can be tried.
 
     Shares are of rows. Bytes are those of the vectors where this output has no shard yet that could be measured. Time and GPU hours
     are those of the workers at work, from the first batch to the last.
     """
-    sample = sample_texts(pending, model, config.text_column, config.output) if pending else None
+    sample = sample_texts(pending, model, columns, config.output) if pending else None
     rows = sum(unit.num_rows for unit in pending)
     bytes_per_row, measured = _shard_bytes_per_row(output, model)
     facts: dict[str, object] = {"rows to do": rows, "shard bytes": round(rows * bytes_per_row), "shard bytes measured": measured}
@@ -114,16 +122,16 @@ def _shard_bytes_per_row(output: Output, model: ModelSpec) -> tuple[float, bool]
     return (pc.sum(committed["bytes"]).as_py() / rows, True) if rows else (_FLOAT_BYTES * model.dimensions, False)
 
 
-def sample_texts(pending: Sequence[Unit], model: ModelSpec, text_column: str, seed: str) -> TextSample | None:
+def sample_texts(pending: Sequence[Unit], model: ModelSpec, columns: Columns, seed: str) -> TextSample | None:
     """Tokenize blocks of rows from all over the pending units; None where none could be read.
 
     One block of each of equal parts of the rows, at a random place, the same one for the same `seed`; the error is that of a mean
     over clusters.
     """
-    read, unreadable = _read(_blocks(pending, seed), text_column)
+    read, unreadable = _read(_blocks(pending, seed), replace(columns, copied=()))
     if not read:
         return None
-    tokenizer = Tokenizer(model, model.source.folder(()))
+    tokenizer = Tokenizer(model, model_folder(model, weights=False))
     tokens = tokenizer([text for texts in read for text in texts if text is not None])
     rows = np.array([len(texts) for texts in read])
     with_text = np.array([sum(text is not None for text in texts) for texts in read])
@@ -167,11 +175,11 @@ def _blocks(pending: Sequence[Unit], seed: str) -> list[Unit]:
         found = int(np.searchsorted(ends, place, side="right"))
         unit = pending[found]
         inside = min(place - (ends[found] - unit.num_rows), max(0, unit.num_rows - _BLOCK_ROWS))
-        blocks.append(make_unit(unit.source, unit.first_row + inside, min(_BLOCK_ROWS, unit.num_rows), seed))
+        blocks.append(make_unit(unit.source, unit.first_row + inside, min(_BLOCK_ROWS, unit.num_rows), seed, unit.near))
     return blocks
 
 
-def _read(blocks: Sequence[Unit], text_column: str) -> tuple[list[list[str | None]], str]:
+def _read(blocks: Sequence[Unit], columns: Columns) -> tuple[list[list[str | None]], str]:
     """The texts of the blocks that can be read in time, None for rows that would be rejected; and what was wrong with one that cannot."""
     deadline = time.monotonic() + _READ_SECONDS
     read: dict[int, list[str | None]] = {}
@@ -179,7 +187,7 @@ def _read(blocks: Sequence[Unit], text_column: str) -> tuple[list[list[str | Non
     turns = random.Random(len(blocks)).sample(range(len(blocks)), len(blocks))  # whatever is read in time is from everywhere
     pool = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="sample")
     try:
-        for number, future in [(number, pool.submit(_texts, blocks[number], text_column)) for number in turns]:
+        for number, future in [(number, pool.submit(_texts, blocks[number], columns)) for number in turns]:
             try:
                 read[number] = future.result(max(0.1, deadline - time.monotonic()))
             except TimeoutError:
@@ -191,8 +199,8 @@ def _read(blocks: Sequence[Unit], text_column: str) -> tuple[list[list[str | Non
     return [read[number] for number in sorted(read)], unreadable
 
 
-def _texts(block: Unit, text_column: str) -> list[str | None]:
-    text = read_unit(block, Columns(text_column)).text
+def _texts(block: Unit, columns: Columns) -> list[str | None]:
+    text = read_unit(block, columns).text
     faults = text_faults(text)
     return [None if row in faults else text[row].as_py() for row in range(len(text))]
 

@@ -34,7 +34,7 @@ def encode_unit(unit: Unit) -> str:
 def decode_unit(text: str) -> Unit:
     """The inverse of `encode_unit`."""
     fields = json.loads(text)
-    return Unit(**{**fields, "source": Source(**fields["source"])})
+    return Unit(**{**fields, "source": Source(**fields["source"]), "near": tuple(fields["near"])})
 
 
 def encode_checked(checked: CheckedUnit) -> str:

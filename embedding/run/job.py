@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from embedding.config import JobConfig
+from embedding.corpus.columns import Columns
 from embedding.corpus.lease import Lease
 from embedding.corpus.ledger import Ledger
 from embedding.corpus.output import JobSettings, Output
@@ -28,7 +29,7 @@ from embedding.run.pipeline import InFlight, run_units
 from embedding.run.placement import Placement, place_workers
 from embedding.run.progress import Watched, open_progress
 from embedding.run.report.publish import write_report
-from embedding.run.settings import columns_of, first_choices, first_precision, installed_versions, job_settings, what_was_asked
+from embedding.run.settings import columns_of_corpus, first_choices, first_precision, installed_versions, job_settings, what_was_asked
 from embedding.run.sizes import measured, open_choices
 from embedding.run.summary import Summary
 from embedding.run.worker import WorkerJob
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 class _Corpus:
     """The source files as this run found them."""
 
+    columns: Columns
     layouts: list[SourceLayout]
     unreadable: list[UnreadableSource]
 
@@ -48,6 +50,7 @@ class _Corpus:
 class _Plan:
     """Everything that is known before a worker starts."""
 
+    columns: Columns
     model: ModelSpec
     settings: JobSettings
     units: list[Unit]
@@ -71,9 +74,9 @@ def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None 
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     output = Output(config.output)
     _require_apart(config)
-    corpus = _read_corpus(config)
+    corpus = _read_corpus(config, output)
     with Cluster(looked_at=config.dry_run) as cluster:
-        model, settings = _settle(config, output, cluster)
+        model, settings = _settle(config, output, cluster, corpus.columns)
         if config.dry_run:
             Lease.require_free(output.storage)
             output.storage.require_writable(f"{TEMPORARY}/probe-{secrets.token_hex(8)}")
@@ -85,7 +88,7 @@ def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None 
             if config.restart:
                 output.clear()
             if open_choices(config, output, corpus.layouts, cluster):
-                settings = measured(config, corpus.layouts, model, settings, cluster)
+                settings = measured(config, corpus.layouts, corpus.columns, model, settings, cluster)
             plan = _plan(config, output, corpus, model, output.begin(settings), run_id)
             output.remember(plan.settings, _inputs(config), what_was_asked(config, model))
             try:
@@ -131,34 +134,35 @@ def _require_apart(config: JobConfig) -> None:
             raise ConfigError(f"--output {config.output} lies inside --input {url} and would be read as corpus; choose a folder beside it")
 
 
-def _read_corpus(config: JobConfig) -> _Corpus:
+def _read_corpus(config: JobConfig, output: Output) -> _Corpus:
     """List the source files and read their footers.
 
     Raises:
         CorpusError: the corpus as a whole cannot be used, or a file cannot be read and --bad-rows=fail.
     """
-    sources = list_sources(config.input)
+    sources = list_sources(config.input, config.input_format)
+    columns = columns_of_corpus(config, sources, lambda: None if config.restart else output.settings())
     unreadable: list[UnreadableSource] = []
-    layouts = list(read_layouts(sources, columns_of(config), unreadable if config.bad_rows == "reject" else None))
+    layouts = list(read_layouts(sources, columns, unreadable if config.bad_rows == "reject" else None))
     if unreadable and not layouts:
         raise CorpusError(f"none of {len(sources)} source files can be read; the first: {unreadable[0].reason}")
     megabytes = sum(source.size for source in sources) / 1e6
     log.info("%d source files, %.1f MB, %d rows", len(sources), megabytes, sum(layout.num_rows for layout in layouts))
     if unreadable:
         log.warning("%d source files cannot be read and are left out for now; the first: %s", len(unreadable), unreadable[0].reason)
-    return _Corpus(layouts, unreadable)
+    return _Corpus(columns, layouts, unreadable)
 
 
-def _settle(config: JobConfig, output: Output, cluster: Cluster) -> tuple[ModelSpec, JobSettings]:
+def _settle(config: JobConfig, output: Output, cluster: Cluster, columns: Columns) -> tuple[ModelSpec, JobSettings]:
     """The model and settings of this run: what the output was begun with, checked against the options, else first choices."""
     existing = None if config.restart else output.settings()
     if existing is None:
         device = place_workers(config, cluster.nodes()).device
         model = find_model(config, precision=first_precision(config, device))
-        return model, job_settings(config, model, first_choices(config, model, device), _inputs(config))
+        return model, job_settings(config, model, first_choices(config, model, device), _inputs(config), columns)
     precision = existing.vectors["precision"] if config.precision == "auto" else config.precision
     model = find_model(config, precision=precision)
-    settings = job_settings(config, model, existing.kept, existing.input)
+    settings = job_settings(config, model, existing.kept, existing.input, columns)
     existing.require_same_vectors(settings, output.url)
     for name, kept in existing.kept.items():
         if getattr(config, name) not in ("auto", kept):
@@ -188,7 +192,7 @@ def _plan(config: JobConfig, output: Output, corpus: _Corpus, model: ModelSpec, 
         raise ConfigError(f"{cause}, so {loss}; say --yes to allow it, or choose another --output")
     log.info("%d units of up to %d rows: %d done, %d to do", len(units), unit_rows, len(done), len(pending))
     summary = Summary.planned(output=output.url, run=run_id, done=done, pending=pending, unreadable=corpus.unreadable)
-    return _Plan(model, settings, units, pending, stale, summary)
+    return _Plan(corpus.columns, model, settings, units, pending, stale, summary)
 
 
 def _describe(config: JobConfig, output: Output, plan: _Plan, corpus: _Corpus, cluster: Cluster) -> dict[str, object]:
@@ -200,7 +204,7 @@ def _describe(config: JobConfig, output: Output, plan: _Plan, corpus: _Corpus, c
     begun = not config.restart and output.settings() is not None
     origin = "this output's first run" if begun else "as given, or the default for this hardware; a run would keep them"
     can_try = cluster.is_here and placement.fitting > 0
-    facts = estimate(config, output, plan.pending, plan.model, kept["batch_tokens"], placement, here=can_try)
+    facts = estimate(config, output, plan.pending, corpus.columns, plan.model, kept["batch_tokens"], placement, here=can_try)
     return facts | {
         "source files": len(corpus.layouts),
         "source bytes": sum(layout.source.size for layout in corpus.layouts),
@@ -268,7 +272,7 @@ def _worker_job(config: JobConfig, output: Output, plan: _Plan, placement: Place
         model=plan.model,
         output=output.url,
         batch_tokens=settings.kept["batch_tokens"],
-        columns=columns_of(config),
+        columns=plan.columns,
         has_id=config.id_column is not None,
         token_columns=config.token_columns,
         provenance={"fingerprint": settings.fingerprint, "settings": settings.vectors, "versions": installed_versions()},

@@ -41,15 +41,17 @@ def find_model(config: JobConfig, *, precision: Precision) -> ModelSpec:
     return resolve_model(config, precision=precision, opened=(ModelSource("url", config.model), ModelFiles(folder)))
 
 
-def model_folder(spec: ModelSpec) -> Path:
+def model_folder(spec: ModelSpec, *, weights: bool = True) -> Path:
     """The folder on this machine with all files of the model; what is elsewhere is brought here first, once for all processes.
+
+    Without `weights`, those of a hub are not downloaded for it.
 
     Raises:
         ModelUnreachableError: this machine cannot reach the model, or is refused.
         ModelError: the model is not on this machine.
     """
     if spec.source.kind != "url":
-        return spec.source.folder(spec.weight_files)
+        return spec.source.folder(spec.weight_files if weights else ())
     try:
         return _Remote.listed(spec.source.name).copy()
     except EmbeddingJobError as error:

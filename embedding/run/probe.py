@@ -93,7 +93,7 @@ def sample_units(layouts: Sequence[SourceLayout], device: str, limit_rows: int |
     for layout, first_row, rows in (groups[len(groups) * place // places] for place in range(places)):
         fitting = _PLACE_BYTES * layout.num_rows // max(1, layout.source.size)
         wanted = min(rows, max(1, fitting), -(-_SAMPLE_ROWS[device] // places))
-        units.append(make_unit(layout.source, first_row, wanted, "sample"))
+        units.append(make_unit(layout.source, first_row, wanted, "sample", near=layout.mark_before(first_row)))
     random.Random(0).shuffle(units)  # so that the first of them are spread as well
     return units
 

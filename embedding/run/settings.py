@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import embedding
 from embedding.config import JobConfig, Precision
+from embedding.corpus.columns import Columns
+from embedding.corpus.formats.jsonl import schema_from_json, schema_to_json
+from embedding.corpus.formats.names import Format, format_of
 from embedding.corpus.output import JobSettings
-from embedding.corpus.reader import Columns
+from embedding.corpus.reader import settle_columns
+from embedding.corpus.sources import Source
 from embedding.errors import ConfigError
 from embedding.model.batching import default_batch_tokens
 from embedding.model.spec import ModelSpec
@@ -39,16 +44,32 @@ def default_unit_rows(device: str) -> int:
     return _DEFAULTS[device].unit_rows
 
 
-def columns_of(config: JobConfig) -> Columns:
-    """The columns that the job reads."""
-    return Columns(config.text_column, (*([config.id_column] if config.id_column else []), *config.keep_columns))
+def _columns_of(config: JobConfig, kind: Format) -> Columns:
+    """The columns that the job reads of files of that format."""
+    copied = (*([config.id_column] if config.id_column else []), *config.keep_columns)
+    return Columns(config.text_column, copied, config.text_template, kind)
+
+
+def columns_of_corpus(config: JobConfig, sources: Sequence[Source], settings: Callable[[], JobSettings | None]) -> Columns:
+    """The columns that the job reads of these files; `settings` tells what the output was begun with, where that matters.
+
+    Raises:
+        CorpusError: the first files do not have them.
+    """
+    columns = _columns_of(config, format_of((source.uri for source in sources), config.input_format))
+    if columns.format is not Format.JSONL:
+        return columns
+    existing = settings()
+    return settle_columns(sources, columns, existing and columns_of_output(existing).schema)
 
 
 def columns_of_output(settings: JobSettings) -> Columns:
     """The columns that the shards of an output were made from."""
     vectors = settings.vectors
     copied = (*([vectors["id_column"]] if vectors["id_column"] is not None else []), *vectors["keep_columns"])
-    return Columns(vectors["text_column"], copied)
+    kind, types = Format(vectors.get("input_format", Format.PARQUET)), vectors.get("column_types")
+    schema = None if types is None else schema_from_json(types)
+    return Columns(vectors["text_column"] or "", copied, vectors.get("text_template"), kind, schema)
 
 
 def first_choices(config: JobConfig, model: ModelSpec, device: str) -> dict[str, int]:
@@ -66,12 +87,12 @@ def first_choices(config: JobConfig, model: ModelSpec, device: str) -> dict[str,
     }
 
 
-def job_settings(config: JobConfig, model: ModelSpec, kept: dict[str, int], inputs: tuple[str, ...]) -> JobSettings:
+def job_settings(config: JobConfig, model: ModelSpec, kept: dict[str, int], inputs: tuple[str, ...], columns: Columns) -> JobSettings:
     """The settings of this run."""
     return JobSettings(
         vectors={
             **model.fingerprint_fields(),
-            "text_column": config.text_column,
+            **_how_it_is_read(columns),
             "id_column": config.id_column,
             "keep_columns": list(config.keep_columns),
             "token_columns": config.token_columns,
@@ -80,6 +101,14 @@ def job_settings(config: JobConfig, model: ModelSpec, kept: dict[str, int], inpu
         input=inputs,
         versions=installed_versions(),
     )
+
+
+def _how_it_is_read(columns: Columns) -> dict[str, Any]:
+    """Keys that outputs of a Parquet corpus without a template were begun without are left out there."""
+    template = {} if columns.template is None else {"text_template": columns.template}
+    kind = {} if columns.format is Format.PARQUET else {"input_format": str(columns.format)}
+    types = {} if columns.schema is None else {"column_types": schema_to_json(columns.schema)}
+    return {"text_column": columns.text if columns.template is None else None, **template, **kind, **types}
 
 
 def what_was_asked(config: JobConfig, model: ModelSpec) -> dict[str, Any]:

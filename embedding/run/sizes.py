@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from embedding.config import JobConfig
+from embedding.corpus.columns import Columns
 from embedding.corpus.output import JobSettings, Output
 from embedding.corpus.plan import SourceLayout
 from embedding.errors import EmbeddingJobError
@@ -22,7 +23,7 @@ from embedding.run.cluster import Cluster
 from embedding.run.pipeline import run_probe
 from embedding.run.placement import Placement, place_workers
 from embedding.run.probe import Findings, ProbeJob, sample_units
-from embedding.run.settings import columns_of, default_unit_rows
+from embedding.run.settings import default_unit_rows
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +50,15 @@ def open_choices(config: JobConfig, output: Output, layouts: Sequence[SourceLayo
     return names if _rows(config, layouts) > _WORTH_UNITS * default_unit_rows(device) else []
 
 
-def measured(config: JobConfig, layouts: Sequence[SourceLayout], model: ModelSpec, settings: JobSettings, cluster: Cluster) -> JobSettings:
+def measured(
+    config: JobConfig, layouts: Sequence[SourceLayout], columns: Columns, model: ModelSpec, settings: JobSettings, cluster: Cluster
+) -> JobSettings:
     """The settings with what was measured for this corpus, or as they are where that fails: a run is no worse for it."""
     placement = place_workers(config, cluster.nodes())
     waiting = "" if placement.fitting else "; the cluster has no room for one now, waiting for a node to join"
     log.info("measuring batches and pace of a worker%s", waiting)
     try:
-        found = run_probe(_probe_job(config, layouts, model, placement), placement)
+        found = run_probe(_probe_job(config, layouts, columns, model, placement), placement)
     except EmbeddingJobError as error:
         log.warning("nothing was measured (%s); %s", error, _in_words(settings.kept))
         return settings
@@ -91,10 +94,10 @@ def _rows(config: JobConfig, layouts: Sequence[SourceLayout]) -> int:
     return rows if config.limit_rows is None else min(rows, config.limit_rows)
 
 
-def _probe_job(config: JobConfig, layouts: Sequence[SourceLayout], model: ModelSpec, placement: Placement) -> ProbeJob:
+def _probe_job(config: JobConfig, layouts: Sequence[SourceLayout], columns: Columns, model: ModelSpec, placement: Placement) -> ProbeJob:
     return ProbeJob(
         model=model,
-        columns=columns_of(config),
+        columns=columns,
         sample=sample_units(layouts, placement.device, config.limit_rows),
         batch_tokens=None if config.batch_tokens == "auto" else config.batch_tokens,
         device=placement.device,

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -216,7 +216,7 @@ class EmbeddingWorker:
             embedded.vectors_RD if finite.all() else embedded.vectors_RD[finite],
             token_columns if self._job.token_columns else {},
         )
-        data = shard_bytes(table, {"unit": asdict(unit), "record": facts, "provenance": self._job.provenance})
+        data = shard_bytes(table, {"unit": unit.identity(), "record": facts, "provenance": self._job.provenance})
         if faults:  # before the shard, so that one commit covers both
             ids = rows.copied.column(0) if self._job.has_id else None
             self._output.storage.put(rejected_name(unit.id), parquet_bytes(rejected_table(unit, ids, faults)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ def commit(output: Output, unit: Unit, *, rejected: int = 0, tokens: int = 40) -
     facts = {"rejected": rejected, "tokens": tokens, "truncated": 1}
     rows = unit.num_rows - rejected
     table = shard_table(pa.table({"id": range(rows)}), np.full((rows, 2), tokens, np.float32), {})
-    data = shard_bytes(table, {"unit": asdict(unit), "record": facts})
+    data = shard_bytes(table, {"unit": unit.identity(), "record": facts})
     if rejected:
         output.storage.put(rejected_name(unit.id), parquet_bytes(pa.table({"row_index": range(rejected)})))
     output.storage.put(unit.shard, data)

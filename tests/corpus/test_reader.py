@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from embedding.corpus import reader
+from embedding.corpus.formats import parquet
 from embedding.corpus.plan import make_unit
 from embedding.corpus.reader import Columns, read_layout, read_layouts, read_unit, text_faults
 from embedding.corpus.sources import list_sources
@@ -70,7 +70,7 @@ def test_a_range_inside_a_huge_row_group(first: int, rows: int, tmp_path: Path) 
 
 
 def test_a_unit_of_a_huge_row_group_costs_memory_for_its_own_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "_PREFETCH_BYTES", 2**20)  # larger files are streamed; 64 MB stand for the real 256 and more
+    monkeypatch.setattr(parquet, "_PREFETCH_BYTES", 2**20)  # larger files are streamed; 64 MB stand for the real 256 and more
     text = pa.array([f"{number:08d}" * 2000 for number in range(4000)])
     source = put_source(str(tmp_path), table_bytes(pa.table({"text": text}), compression="none", use_dictionary=False))
     assert source.size > 64_000_000

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from embedding.corpus import reader
+from embedding.corpus.formats import parquet
 from embedding.corpus.plan import UnreadableSource
 from embedding.corpus.reader import Columns, read_layout, read_layouts, read_unit
 from embedding.corpus.sources import list_sources
@@ -148,7 +148,7 @@ def test_a_file_that_is_written_to_while_it_is_read(change: str, moment: str, tm
 
 def expect_changed_in_mid_read(folder: str, change: Callable[[str], None], moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = put_source(folder, GOOD)
-    read_rows = reader._read_rows
+    read_rows = parquet._read_rows
 
     def read_rows_and_change(*args: Any) -> pa.Table:
         if moment == "after the footer":
@@ -158,7 +158,7 @@ def expect_changed_in_mid_read(folder: str, change: Callable[[str], None], momen
             change(folder)
         return rows
 
-    monkeypatch.setattr(reader, "_read_rows", read_rows_and_change)
+    monkeypatch.setattr(parquet, "_read_rows", read_rows_and_change)
     with pytest.raises(SourceChangedError, match=WAS_CHANGED):
         read_unit(whole(source, 20), TEXT)
 

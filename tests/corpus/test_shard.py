@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from tests.corpus.reading import every_type
 
 UNIT = make_unit(Source("a.parquet", "s3://b/a.parquet", 7, "v1"), 1000, 4, "f")
 VECTORS = np.arange(12, dtype=np.float32).reshape(4, 3)
-FOOTER = {"unit": asdict(UNIT), "record": {"rejected": 0, "tokens": 17}, "provenance": {"text": "naïve 名", "list": [1, None, 0.5]}}
+FOOTER = {"unit": UNIT.identity(), "record": {"rejected": 0, "tokens": 17}, "provenance": {"text": "naïve 名", "list": [1, None, 0.5]}}
 
 
 def ids(rows: int) -> pa.Table:

@@ -96,7 +96,9 @@ def test_a_missing_input_is_named(corpus: str, missing: str) -> None:
 @pytest.mark.parametrize("nothing", ["*.nothing", "nowhere/*.parquet", "others"])
 def test_an_input_that_matches_nothing_is_named(corpus: str, nothing: str) -> None:
     open_storage(corpus).put("others/list.csv", b"")
-    with pytest.raises(CorpusError, match=r"--input .* matches no Parquet file \(\.parquet, \.parq, \.pq\); check the path$"):
+    with pytest.raises(
+        CorpusError, match=r"--input .* matches no Parquet file \(\.parquet, \.parq, \.pq\); check the path(, or say --input-format csv)?$"
+    ):
         list_sources([corpus, f"{corpus}/{nothing}"])
 
 

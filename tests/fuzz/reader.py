@@ -56,17 +56,17 @@ def judge(damaged: Mutant, folder: Path, sound: Rows) -> dict[str, str]:
     try:
         units = list(plan_units([read_layout(source, columns)], unit_rows=UNIT_ROWS, fingerprint="f"))
     except (SourceError, CorpusError) as error:
-        return {"outcome": "refused", "why": _one_sentence(error, source.uri)}
+        return {"outcome": "refused", "why": one_sentence(error, source.uri)}
     found: Rows = {}
     refusals = []
     for unit in units:
         try:
             read = read_unit(unit, columns)
         except SourceError as error:
-            refusals.append(_one_sentence(error, source.uri))
+            refusals.append(one_sentence(error, source.uri))
             continue
-        found |= dict(enumerate(_pairs(read.copied["id"], read.text), unit.first_row))
-        _check_faults(read.text)
+        found |= dict(enumerate(pairs(read.copied["id"], read.text), unit.first_row))
+        check_faults(read.text)
     expected, whole = _reference(damaged)
     if found.items() - expected.items():
         number = min(row for row in found if expected.get(row) != found[row])
@@ -82,18 +82,18 @@ def judge(damaged: Mutant, folder: Path, sound: Rows) -> dict[str, str]:
     return {"outcome": "some" if found else "refused", "why": refusals[0]}
 
 
-def _one_sentence(error: Exception, uri: str) -> str:
+def one_sentence(error: Exception, uri: str) -> str:
     sentence = str(error)
     if "\n" in sentence or uri not in sentence:
         raise MisreadError(f"no sentence that names the file: {sentence!r}")
     return sentence.replace(uri, "FILE")
 
 
-def _pairs(ids: pa.ChunkedArray, text: pa.Array | pa.ChunkedArray) -> Iterator[tuple[Any, bytes | None]]:
+def pairs(ids: pa.ChunkedArray, text: pa.Array | pa.ChunkedArray) -> Iterator[tuple[Any, bytes | None]]:
     return zip(ids.to_pylist(), text.cast(pa.large_binary()).to_pylist(), strict=True)
 
 
-def _check_faults(text: pa.LargeStringArray) -> None:
+def check_faults(text: pa.LargeStringArray) -> None:
     """Every row is a text that Python can hold, or has a fault."""
     faults = text_faults(text)
     for row, value in enumerate(text.cast(pa.large_binary()).to_pylist()):
@@ -125,14 +125,14 @@ def _reference(damaged: Mutant) -> tuple[Rows, bool]:
 def _by_group(file: pq.ParquetFile, group: int, path: list[str]) -> Iterator[tuple[Any, bytes | None]]:
     with suppress(*READ_ERRORS):
         table = file.read_row_group(group, columns=["id", ".".join(path)], use_threads=False)
-        yield from _pairs(table["id"], _field(table[path[0]], path[1:]))
+        yield from pairs(table["id"], _field(table[path[0]], path[1:]))
 
 
 def _by_row(file: pq.ParquetFile, group: int, path: list[str]) -> Iterator[tuple[Any, bytes | None]]:
     with suppress(*READ_ERRORS):
         for batch in file.iter_batches(1, row_groups=[group], columns=["id", ".".join(path)], use_threads=False):
             table = pa.table(batch)
-            yield from _pairs(table["id"], _field(table[path[0]], path[1:]))
+            yield from pairs(table["id"], _field(table[path[0]], path[1:]))
 
 
 def _field(column: pa.ChunkedArray, path: Sequence[str]) -> pa.ChunkedArray:

@@ -23,7 +23,7 @@ from embedding.run.models import find_model
 from embedding.run.proof.config import VerifyConfig
 from embedding.run.proof.result import Proof
 from embedding.run.proof.verify import examine, model_of_output
-from embedding.run.settings import columns_of, first_choices, installed_versions, job_settings, what_was_asked
+from embedding.run.settings import columns_of_corpus, first_choices, installed_versions, job_settings, what_was_asked
 from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
 
 
@@ -50,12 +50,14 @@ def embed_here(source: str, output: str, model: Path | str, run: str = "run", **
     config = JobConfig.build(input=(source,), output=output, model=str(model), **(defaults | options))
     spec = find_model(config, precision="fp32")
     place, inputs = Output(output), (absolute(source),)
-    settings = place.begin(job_settings(config, spec, first_choices(config, spec, "cpu"), inputs))
+    sources = list_sources(inputs, config.input_format)
+    columns = columns_of_corpus(config, sources, place.settings)
+    settings = place.begin(job_settings(config, spec, first_choices(config, spec, "cpu"), inputs, columns))
     place.remember(settings, inputs, what_was_asked(config, spec))
     place.mark_incomplete()
-    columns, attempts, kept = columns_of(config), Counts(), settings.kept
+    attempts, kept = Counts(), settings.kept
     planned = plan_units(
-        read_layouts(list_sources(inputs), columns),
+        read_layouts(sources, columns),
         unit_rows=kept["unit_rows"],
         fingerprint=settings.fingerprint,
         limit_rows=config.limit_rows,

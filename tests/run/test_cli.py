@@ -53,6 +53,10 @@ def test_lists_can_be_repeated_or_given_at_once() -> None:
         ([*NEEDED, "--workers", "4:2"], "the minimum 4 is above the maximum 2; swap them"),
         ([*NEEDED, "--workers", "many"], "use auto, a number of 1 or more, or MIN:MAX"),
         ([*NEEDED, "--prompt", "q: ", "--prompt-name", "query"], "--prompt and --prompt-name are both given; keep one of them"),
+        (
+            [*NEEDED, "--text-column", "text", "--text-template", "{a}"],
+            "--text-column and --text-template are both given; keep one of them",
+        ),
         ([*NEEDED, "--max-tokens", "512", "--batch-tokens", "256"], "--batch-tokens=256 is below --max-tokens=512"),
         ([*NEEDED, "--keep-columns", "embedding"], "column 'embedding' has a name that the shards use themselves"),
         ([*NEEDED, "--id-column", "a", "--keep-columns", "a"], "column 'a' is named twice"),

@@ -62,7 +62,7 @@ def write(folder: Path, texts: list[str | None], files: int = 3) -> str:
 def test_few_rows_are_all_counted(tmp_path: Path, model: ModelSpec) -> None:
     texts: list[str | None] = [f"{number} {'word ' * number}" for number in range(300)]
     texts[5] = texts[250] = None
-    found = sample_texts(units_of(write(tmp_path, texts)), model, "text", "seed")
+    found = sample_texts(units_of(write(tmp_path, texts)), model, Columns("text"), "seed")
     truth = Tokenizer(model, model.source.folder(()))([text for text in texts if text is not None])
     assert found is not None
     assert (found.rows, found.tokens_error) == (300, 0)
@@ -79,7 +79,7 @@ def test_the_error_is_as_large_as_it_says(tmp_path: Path, model: ModelSpec) -> N
     units = units_of(write(tmp_path, ["word " * length for length in lengths]))
     tokenizer = Tokenizer(model, model.source.folder(()))
     truth = tokenizer(["word " * length for length in lengths]).lengths.mean()
-    samples = [sample_texts(units, model, "text", str(seed)) for seed in (*range(12), 0)]
+    samples = [sample_texts(units, model, Columns("text"), str(seed)) for seed in (*range(12), 0)]
     *off, again = [(sample.tokens_per_row - truth) / sample.tokens_error for sample in samples if sample is not None]
     assert len(set(off)) == 12
     assert again == off[0]
@@ -94,11 +94,11 @@ def test_what_cannot_be_read_is_said_and_left_out(tmp_path: Path, model: ModelSp
         data = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(data[:4] + b"\xff" * 400 + data[404:])
     units = units_of(folder)
-    found = sample_texts(units, model, "text", "seed")
+    found = sample_texts(units, model, Columns("text"), "seed")
     assert found is not None
     assert found.rows == 100
     assert "0.parquet" in found.unreadable
-    assert sample_texts([unit for unit in units if "2.parquet" not in unit.source.uri], model, "text", "seed") is None
+    assert sample_texts([unit for unit in units if "2.parquet" not in unit.source.uri], model, Columns("text"), "seed") is None
 
 
 def test_a_dry_run_starts_no_ray_and_writes_nothing(tmp_path: Path, tiny_model: Path) -> None:

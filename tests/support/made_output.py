@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,7 @@ class MadeOutput:
         facts = {"rejected": rejected, "tokens": int(lengths.sum()), "truncated": int((lengths == 64).sum()), "duplicates": duplicates}
         facts |= {"lengths": length_counts(lengths)}  # type: ignore[dict-item]
         table = shard_table(pa.table(dict(columns)), np.ascontiguousarray(vectors_RD, np.float32), {})
-        data = shard_bytes(table, {"unit": asdict(unit), "record": facts, "provenance": {}})
+        data = shard_bytes(table, {"unit": unit.identity(), "record": facts, "provenance": {}})
         if rejected:
             faults = {rows + number: "text is null" for number in range(rejected)}
             self.output.storage.put(rejected_name(unit.id), parquet_bytes(rejected_table(unit, None, faults)))

@@ -111,7 +111,8 @@ def model_of_output(config: VerifyConfig, settings: JobSettings, output: Output)
 
 def plan_of_output(settings: JobSettings) -> list[Unit]:
     """The units of the corpus as it is now, with the cuts that the output keeps."""
-    layouts = read_layouts(list_sources(settings.input), columns_of_output(settings))
+    columns = columns_of_output(settings)
+    layouts = read_layouts(list_sources(settings.input, columns.format), columns)
     limit = settings.asked.get("limit_rows")
     planned = plan_units(layouts, unit_rows=settings.kept["unit_rows"], fingerprint=settings.fingerprint, limit_rows=limit)
     return sorted(planned, key=lambda unit: unit.shard)

@@ -208,7 +208,7 @@ def _vectors(found: Findings) -> list[Section]:
     if facts is None:
         return []
     settings = found.settings.vectors
-    names = name_rows(sample.columns, settings.get("id_column"), settings.get("text_column", ""))
+    names = name_rows(sample.columns, settings.get("id_column"), settings.get("text_column") or "")
     classes = classify_rows(sample.columns, (settings.get("id_column"), settings.get("text_column")))
     points = np.linspace(0, facts.rows - 1, min(_POINTS, facts.rows)).astype(int)
     of_points = [classes.of_rows[row] for row in points]

@@ -1,0 +1,207 @@
+"""Damaged JSON Lines, CSV and Arrow files, read as the job would, in a process of its own that says how each ended.
+
+    python -m tests.fuzz.formats FOLDER COUNT
+
+What is in a damaged file is asked of Python's own parsers and, for Arrow, of plain pyarrow.
+"""
+
+from __future__ import annotations
+
+import csv
+import faulthandler
+import gzip
+import io
+import json
+import random
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from embedding.corpus.columns import Columns
+from embedding.corpus.formats.names import Format, format_by_name
+from embedding.corpus.plan import plan_units
+from embedding.corpus.reader import read_layout, read_unit
+from embedding.corpus.sources import list_sources
+from embedding.errors import CorpusError, SourceError
+from tests.fuzz.reader import (
+    HANG_SECONDS,
+    MEMORY_BYTES,
+    READ_ERRORS,
+    MisreadError,
+    Rows,
+    check_faults,
+    one_sentence,
+    pairs,
+    peak_bytes,
+    say,
+)
+from tests.support.corpora import sentences
+
+UNIT_ROWS, BATCH_ROWS = 8, 11
+TEXTS = [*sentences(30, seed=31), None, "", 'a "quote"', "comma, tab\t", "two\nlines", "é 名 🎉", "\r", "}{", '"'] * 2
+TYPES = pa.schema({"id": pa.int64(), "text": pa.string()})
+SPICE = [b'"', b"\n", b"\r", b",", b"\0", b"\xff", b"{", b"}", b"[", b"\\", b"1", b" "]
+
+
+def originals() -> dict[str, bytes]:
+    """Sound files of all formats, by name."""
+    lines = [json.dumps({"id": number, "text": text, "more": {"deep": [number, text]}}) for number, text in enumerate(TEXTS)]
+    sheet = io.StringIO(newline="")
+    csv.writer(sheet, lineterminator="\r\n").writerows([["id", "text"], *([number, text] for number, text in enumerate(TEXTS))])
+    table = pa.table({"id": range(len(TEXTS)), "text": TEXTS})
+    file, stream = io.BytesIO(), io.BytesIO()
+    for sink, make in ((file, pa.ipc.new_file), (stream, pa.ipc.new_stream)):
+        with make(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=BATCH_ROWS)
+    text = "\n".join(lines).encode()
+    return {
+        "a.jsonl": text,
+        "a.jsonl.gz": gzip.compress(text, mtime=0),
+        "a.csv": sheet.getvalue().encode(),
+        "a.arrow": file.getvalue(),
+        "b.arrow": stream.getvalue(),
+    }
+
+
+def _flip(data: bytes, choose: random.Random) -> bytes:
+    place = choose.randrange(len(data))
+    return data[:place] + bytes([data[place] ^ 1 << choose.randrange(8)]) + data[place + 1 :]
+
+
+def _insert(data: bytes, choose: random.Random) -> bytes:
+    place = choose.randrange(len(data))
+    return data[:place] + choose.choice(SPICE) + data[place:]
+
+
+def _replace(data: bytes, choose: random.Random) -> bytes:
+    place = choose.randrange(len(data))
+    return data[:place] + choose.choice([b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f", choose.choice(SPICE)]) + data[place + 1 :]
+
+
+def _cut(data: bytes, choose: random.Random) -> bytes:
+    return data[: choose.randrange(len(data))]
+
+
+def _remove(data: bytes, choose: random.Random) -> bytes:
+    place = choose.randrange(len(data))
+    return data[:place] + data[place + choose.randrange(1, 60) :]
+
+
+def _repeat(data: bytes, choose: random.Random) -> bytes:
+    place, other = choose.randrange(len(data)), choose.randrange(len(data))
+    return data[:place] + data[other : other + choose.randrange(1, 60)] + data[place:]
+
+
+DAMAGES: tuple[Callable[[bytes, random.Random], bytes], ...] = (_flip, _insert, _replace, _cut, _remove, _repeat)
+
+
+def judge(path: Path) -> dict[str, str]:
+    """What became of a damaged file: all its `rows`, `some` of its units, or it was `refused`.
+
+    Raises:
+        MisreadError: a row that is not in the file.
+    """
+    kind = format_by_name(path.name)
+    assert kind is not None
+    columns = Columns("text", ("id",), None, kind, TYPES if kind is Format.JSONL else None)
+    [source] = list_sources([str(path)])
+    found: Rows = {}
+    refusals = []
+    try:
+        units = list(plan_units([read_layout(source, columns)], unit_rows=UNIT_ROWS, fingerprint="f"))
+    except (SourceError, CorpusError) as error:
+        return {"outcome": "refused", "why": one_sentence(error, source.uri)}
+    for unit in units:
+        try:
+            read = read_unit(unit, columns)
+        except SourceError as error:
+            refusals.append(one_sentence(error, source.uri))
+            continue
+        found |= dict(enumerate(pairs(read.copied["id"], read.text), unit.first_row))
+        check_faults(read.text)
+    expected = dict(REFERENCES[kind](path.read_bytes(), path.name))
+    for row, values in found.items():
+        if kind is Format.CSV:
+            values = (values[0] or None, values[1] or None)
+        if expected.get(row) != values:
+            raise MisreadError(f"row {row} is {values!r}, in the file is {expected.get(row)!r}")
+    if not refusals and len(found) != len(expected):
+        raise MisreadError(f"{len(found)} rows, in the file are {len(expected)}")
+    return {"outcome": "some" if found else "refused", "why": refusals[0]} if refusals else {"outcome": "rows", "why": ""}
+
+
+def _json_rows(data: bytes, name: str) -> Iterator[tuple[int, Any]]:
+    if name.endswith(".gz"):
+        data = gzip.decompress(data)
+    for row, line in enumerate(line for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip(b" \t\r\n")):
+        with suppress(ValueError, AttributeError, RecursionError):
+            value = json.loads(line.decode(errors="surrogateescape"))
+            text = value.get("text")
+            yield row, (value.get("id"), None if text is None else text.encode(errors="surrogateescape"))
+
+
+def _csv_rows(data: bytes, _name: str) -> Iterator[tuple[int, Any]]:
+    """Python's parser does not tell nothing from quotes round nothing: the sound file has none, and null is the empty text here."""
+    text = io.StringIO(data.decode(errors="surrogateescape").removeprefix("\ufeff"), newline="")
+    header, *rows = [row for row in csv.reader(text) if row]
+    places = {name: index for index, name in enumerate(header)}
+    for number, row in enumerate(rows):
+        values = [row[places[name]] if places[name] < len(row) else None for name in ("id", "text")]
+        yield number, (values[0] or None, (values[1] or "").encode(errors="surrogateescape") or None)
+
+
+def _arrow_rows(data: bytes, _name: str) -> Iterator[tuple[int, Any]]:
+    """What is in each batch that can be read."""
+    position = 0
+    for batch in _file_batches(data) if data.startswith(b"ARROW1") else _stream_batches(data):
+        if batch is not None:
+            with suppress(*READ_ERRORS):
+                text = batch.column("text").view(pa.binary())
+                text.validate(full=True)
+                yield from enumerate(pairs(batch.column("id"), text), position)
+        position += BATCH_ROWS if batch is None else batch.num_rows
+
+
+def _file_batches(data: bytes) -> Iterator[pa.RecordBatch | None]:
+    file = pa.ipc.open_file(data)
+    for index in range(file.num_record_batches):
+        batch = None
+        with suppress(*READ_ERRORS):
+            batch = file.get_batch(index)
+        yield batch
+
+
+def _stream_batches(data: bytes) -> Iterator[pa.RecordBatch]:
+    with suppress(*READ_ERRORS):
+        yield from pa.ipc.open_stream(data)
+
+
+REFERENCES = {Format.JSONL: _json_rows, Format.CSV: _csv_rows, Format.ARROW: _arrow_rows}
+
+
+def main(folder: Path, count: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    sound = list(originals().items())
+    for number in range(count):
+        choose = random.Random(number)
+        name, data = sound[number % len(sound)]
+        damage = DAMAGES[number // len(sound) % len(DAMAGES)]
+        facts = {"number": number, "original": name, "damage": damage.__name__}
+        say(**facts)
+        faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+        path = folder / name
+        path.write_bytes(damage(data, choose))
+        try:
+            say(**facts, **judge(path), peak_bytes=peak_bytes())
+        except Exception as error:  # noqa: BLE001  (whatever it is, the parent shall hear of it)
+            say(**facts, outcome="wrong", why=f"{type(error).__name__}: {error}")
+        faulthandler.cancel_dump_traceback_later()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
