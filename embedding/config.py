@@ -10,7 +10,17 @@ import re
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from cyclopts import Group, Parameter
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from embedding.errors import ConfigError
 
@@ -20,10 +30,14 @@ Pooling: TypeAlias = Literal["mean", "cls", "max", "weightedmean", "mean_sqrt_le
 """How token vectors become a text's vector; the names and meanings are sentence-transformers'."""
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 BadRows: TypeAlias = Literal["reject", "fail"]
+LongText: TypeAlias = Literal["truncate", "chunk", "average", "reject"]
+ChunkBy: TypeAlias = Literal["words", "sentences"]
 ProgressStyle: TypeAlias = Literal["auto", "bar", "log", "none"]
 
 RESERVED_COLUMNS = frozenset({"embedding", "num_tokens", "truncated", "source", "row_index"})
 """Column names of a shard that are the job's own."""
+CHUNK_COLUMNS = frozenset({"chunk", "chunk_start", "chunk_end"})
+"""Those that a shard has only where it has a row for each chunk of a text."""
 
 _USER_AND_PASSWORD = re.compile(r"[^/]*:.*@")
 """user:password@host; the password may hold a slash. container@account, as Azure's URLs have it, is no secret."""
@@ -100,7 +114,20 @@ class JobConfig(Config):
         "auto", description="Scale vectors to length 1; auto: as the model folder says, else no."
     )
     max_tokens: Annotated[PositiveInt | None, _MODEL] = Field(
-        None, description="Tokens of a text that are read, special tokens included; default: as the model folder says."
+        None,
+        description="Tokens of a text, or of a window of it (--long-text), that are read, special tokens and prompt included; "
+        "default: as the model folder says.",
+    )
+    long_text: Annotated[LongText, _MODEL] = Field(
+        "truncate",
+        description="A text of more than --max-tokens: truncate reads its beginning, chunk gives a row for each window of it, "
+        "average one vector of all its windows, weighted by tokens, reject lists its row.",
+    )
+    chunk_overlap: Annotated[NonNegativeInt, _MODEL] = Field(
+        0, description="Tokens that a window repeats of the one before, at most, in whole words or sentences."
+    )
+    chunk_by: Annotated[ChunkBy, _MODEL] = Field(
+        "words", description="Where windows begin and end: at words, or at sentences, where one fits a window."
     )
     dimensions: Annotated[PositiveInt | None, _MODEL] = Field(
         None, description="Keep only the first N dimensions (Matryoshka) and normalize again, unless --normalize is no."
@@ -177,11 +204,24 @@ class JobConfig(Config):
                 f"--batch-tokens={self.batch_tokens} is below --max-tokens={self.max_tokens}; raise the first or lower the second"
             )
         copied = [*([self.id_column] if self.id_column else []), *self.keep_columns]
-        if taken := sorted(RESERVED_COLUMNS.intersection(copied)):
+        reserved = RESERVED_COLUMNS | (CHUNK_COLUMNS if self.long_text == "chunk" else set())
+        if taken := sorted(reserved.intersection(copied)):
             raise ValueError(f"column {taken[0]!r} has a name that the shards use themselves; rename it in the source or leave it out")
         if len(set(copied)) < len(copied):
             repeated = next(name for name in copied if copied.count(name) > 1)
             raise ValueError(f"column {repeated!r} is named twice in --id-column and --keep-columns; name it once")
+        return self
+
+    @model_validator(mode="after")
+    def _cuts_as_asked(self) -> Self:
+        if self.long_text not in ("chunk", "average") and (self.chunk_overlap or self.chunk_by != "words"):
+            option = "chunk-overlap" if self.chunk_overlap else "chunk-by"
+            raise ValueError(f"--{option} is about windows, and --long-text={self.long_text} makes none; say --long-text chunk or average")
+        if self.long_text == "chunk" and self.text_column in self.keep_columns:
+            raise ValueError(
+                f"--keep-columns {self.text_column} would repeat the whole text beside each of its chunks; leave it out: "
+                "chunk_start and chunk_end say where in the source's text a chunk is"
+            )
         return self
 
     def worker_range(self) -> tuple[int, int] | None:

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from embedding.corpus.ledger import RECORD_SCHEMA, RECORDS, is_last, segment_name
+from embedding.corpus.ledger import RECORD_SCHEMA, RECORDS, is_last, read_segment, segment_name
 from embedding.corpus.output import rejected_name
 from embedding.corpus.shard import EMBEDDING, footer_facts
 from embedding.corpus.storage import Storage
@@ -97,7 +97,7 @@ def read_records(storage: Storage, shards: Iterable[str], run: str, until: float
         if (data := storage.read(name)) is None:
             continue
         try:
-            tables[name] = pq.read_table(pa.BufferReader(data)).select(_COLUMNS.names).cast(_COLUMNS)
+            tables[name] = read_segment(data, _COLUMNS)
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             log.debug("%s/%s is left out of the report: %s", storage.url, name, error)
     in_order = [tables[name].append_column("run", _run_of(name, tables[name])) for name in sorted(tables)]

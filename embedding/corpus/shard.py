@@ -25,6 +25,11 @@ _ROW_GROUP_BYTES = 64 * 2**20
 """Raw vector bytes per row group: a reader needs memory for one row group, not for a shard."""
 
 
+def too_long(max_tokens: int) -> str:
+    """Why a row is rejected under --long-text reject; the same sentence for all, so that a report can count them."""
+    return f"the text has more than max_tokens={max_tokens} tokens"
+
+
 def source_columns(unit: Unit) -> pa.Table:
     """The identity of a unit's rows where the corpus has no id column: the source's uri and the row's number in it."""
     rows = np.arange(unit.first_row, unit.first_row + unit.num_rows, dtype=np.int64)

@@ -24,7 +24,15 @@ from embedding.run.pipeline import Cluster, run_units
 from embedding.run.placement import Placement, place_workers
 from embedding.run.progress import open_progress
 from embedding.run.report.publish import write_report
-from embedding.run.settings import columns_of, first_choices, first_precision, installed_versions, job_settings, what_was_asked
+from embedding.run.settings import (
+    columns_of,
+    first_choices,
+    first_precision,
+    installed_versions,
+    job_settings,
+    long_texts_of,
+    what_was_asked,
+)
 from embedding.run.summary import Summary
 from embedding.run.worker import WorkerJob
 
@@ -251,6 +259,7 @@ def _worker_job(config: JobConfig, output: Output, plan: _Plan, placement: Place
         provenance={"fingerprint": settings.fingerprint, "settings": settings.vectors, "versions": installed_versions()},
         max_unit_attempts=config.max_unit_attempts,
         fails_on_bad_rows=config.bad_rows == "fail",
+        long_text=long_texts_of(config),
         device=placement.device,
         threads=None if placement.gpus else placement.cpus,
     )

@@ -12,7 +12,7 @@ from embedding.corpus.output import JobSettings
 from embedding.corpus.reader import Columns
 from embedding.errors import ConfigError
 from embedding.model.batching import default_batch_tokens
-from embedding.model.spec import ModelSpec
+from embedding.model.spec import LongTexts, ModelSpec
 
 _LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "pyarrow")
 
@@ -62,7 +62,11 @@ def first_choices(config: JobConfig, model: ModelSpec, device: str) -> dict[str,
 
 
 def job_settings(config: JobConfig, model: ModelSpec, kept: dict[str, int], inputs: tuple[str, ...]) -> JobSettings:
-    """The settings of this run."""
+    """The settings of this run.
+
+    Raises:
+        ConfigError: the windows of a long text could not overlap as asked.
+    """
     return JobSettings(
         vectors={
             **model.fingerprint_fields(),
@@ -70,11 +74,34 @@ def job_settings(config: JobConfig, model: ModelSpec, kept: dict[str, int], inpu
             "id_column": config.id_column,
             "keep_columns": list(config.keep_columns),
             "token_columns": config.token_columns,
+            **_long_text_settings(config, model),
         },
         kept=kept,
         input=inputs,
         versions=installed_versions(),
     )
+
+
+def long_texts_of(config: JobConfig) -> LongTexts:
+    """What the job does with texts that are too long."""
+    return LongTexts(config.long_text, config.chunk_overlap, config.chunk_by)
+
+
+def long_texts_of_output(settings: JobSettings) -> LongTexts:
+    """What the vectors of an output were made with; outputs that truncate do not say it."""
+    vectors = settings.vectors
+    return LongTexts(vectors.get("long_text", "truncate"), vectors.get("chunk_overlap", 0), vectors.get("chunk_by", "words"))
+
+
+def _long_text_settings(config: JobConfig, model: ModelSpec) -> dict[str, Any]:
+    """Nothing where texts are truncated, so that outputs of the time before there was a choice stay what they are."""
+    long = long_texts_of(config)
+    if 2 * long.overlap > model.max_tokens:
+        rule = f"--chunk-overlap={long.overlap} is more than half of the model's max_tokens={model.max_tokens}"
+        raise ConfigError(f"{rule}; lower it, so that a window has something new")
+    if long.cuts:
+        return {"long_text": long.how, "chunk_overlap": long.overlap, "chunk_by": long.by}
+    return {} if long.how == "truncate" else {"long_text": long.how}
 
 
 def what_was_asked(config: JobConfig, model: ModelSpec) -> dict[str, Any]:

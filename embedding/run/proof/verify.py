@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 
 import embedding
-from embedding.corpus.check import CheckedUnit, Finding, Kind, Rules
+from embedding.corpus.findings import CheckedUnit, Finding, Kind, Rules
 from embedding.corpus.lease import Lease
 from embedding.corpus.output import SUCCESS, JobSettings, Output
 from embedding.corpus.plan import Unit, plan_units
@@ -24,12 +24,13 @@ from embedding.corpus.sources import list_sources
 from embedding.corpus.storage import open_storage
 from embedding.corpus.verify import Claims, false_claims, missing_shards, repair
 from embedding.errors import ConfigError, ModelError
-from embedding.model.spec import ModelSpec, resolve_model
+from embedding.model.spec import TRUNCATE, LongTexts, ModelSpec, resolve_model
 from embedding.run.checker import CheckJob
+from embedding.run.pieces import average, embed_pieces, firsts
 from embedding.run.pipeline import Cluster, run_checks
 from embedding.run.proof.config import VerifyConfig
 from embedding.run.proof.result import Proof
-from embedding.run.settings import columns_of_output, model_options
+from embedding.run.settings import columns_of_output, long_texts_of_output, model_options
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,8 @@ def examine(
     job = CheckJob(output.url, rules_of_output(settings), choose_rows(committed, config.sample, proof.seed))
     checked = _collect(run(committed, job) if committed else (), committed, proof, silent=config.progress == "none")
     if model is not None:
-        _compare_vectors(model, LEAST_COSINE[settings.vectors["precision"]], committed, checked, proof)
+        long = long_texts_of_output(settings)
+        _compare_vectors(model, long, LEAST_COSINE[settings.vectors["precision"]], committed, checked, proof)
     findings += [each.finding for each in checked.values() if each.finding is not None]
     findings += false_claims(claims, units, checked, output)
     if claims.complete and not output.is_complete():
@@ -163,6 +165,8 @@ def rules_of_output(settings: JobSettings) -> Rules:
         normalized=settings.vectors["normalize"],
         fingerprint=settings.fingerprint,
         settings=settings.vectors,
+        long_text=long_texts_of_output(settings).how,
+        max_tokens=settings.vectors["max_tokens"],
         package_version=embedding.__version__,
     )
 
@@ -178,23 +182,29 @@ def choose_rows(units: Sequence[Unit], count: int, seed: int) -> dict[str, tuple
     return dict(rows)
 
 
-def _compare_vectors(model: ModelSpec, least: float, units: Sequence[Unit], checked: dict[str, CheckedUnit], proof: Proof) -> None:
+def _compare_vectors(
+    model: ModelSpec, long: LongTexts, least: float, units: Sequence[Unit], checked: dict[str, CheckedUnit], proof: Proof
+) -> None:
     """Embed the sampled texts in fp32; a shard with a vector that is not its text's becomes a finding."""
     from embedding.model.embedder import Embedder  # loads torch, which a proof without a sample does not need
 
     pairs = [(unit, sample) for unit in units if checked[unit.id].finding is None for sample in checked[unit.id].samples]
-    embedder = Embedder(model) if pairs else None
+    if not pairs:
+        return
+    embedder = Embedder(model)
+    windows = embedder.windows(long if long.how == "average" else TRUNCATE)  # the others' samples are what was encoded
     for start in range(0, len(pairs), _SAMPLE_BATCH):
         part = pairs[start : start + _SAMPLE_BATCH]
-        assert embedder is not None
-        tokens = embedder.tokenize([sample.text for _, sample in part])
-        right_RD = embedder.embed(tokens, model.max_tokens).vectors_RD
+        pieces = windows([sample.text for _, sample in part])
+        embedded = embed_pieces(embedder, pieces, model.max_tokens)
+        right_RD = average(embedded.vectors_RD, pieces.tokens.lengths, firsts(pieces.texts_P), normalize=model.normalize)
         for (unit, sample), right in zip(part, right_RD, strict=True):
             cosine, length = compare(np.array(sample.vector), right.astype(np.float64))
             proof.sampled += 1
             proof.worst_cosine = min(cosine, proof.worst_cosine if proof.worst_cosine is not None else 1.0)
             if not _alike(cosine, length, least):
-                what = f"the vector of row {unit.first_row + sample.source_row} of {unit.source.uri} is not its text's: cosine {cosine:.6f}"
+                row = f"row {unit.first_row + sample.source_row}{'' if sample.chunk is None else f', chunk {sample.chunk},'}"
+                what = f"the vector of {row} of {unit.source.uri} is not its text's: cosine {cosine:.6f}"
                 checked[unit.id] = CheckedUnit(unit.id, Finding(Kind.WRONG_VECTOR, unit.shard, f"{what}, length {length:.6g} times"))
 
 
