@@ -209,7 +209,7 @@ class Windows:
                 first = done
                 continue
             groups.append((first, end))
-            first, done = self._overlapping(words, first, end), end
+            first, done = self._overlapping(words, end), end
         return groups
 
     def _end(self, text: str, words: _Words, window: int, first: int, done: int) -> int:
@@ -222,11 +222,11 @@ class Windows:
             return stop
         return end if first == done else done
 
-    def _overlapping(self, words: _Words, first: int, end: int) -> int:
-        """The first word of the piece that follows the one from `first` to `end`."""
+    def _overlapping(self, words: _Words, end: int) -> int:
+        """The first word of the piece that follows the one before `end`."""
         if not self._long.overlap:
             return end
-        start = max(first + 1, int(np.searchsorted(words.total, words.total[end] - self._long.overlap)))
+        start = int(np.searchsorted(words.total, words.total[end] - self._long.overlap))
         return min(end, int(words.stops[np.searchsorted(words.stops, start)]))
 
 

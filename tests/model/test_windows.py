@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
+from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from embedding.errors import ModelError
@@ -111,6 +112,7 @@ def letters(tmp_path_factory: pytest.TempPathFactory) -> Case:
         ("漢字、漢字。漢字", 0, "words", 6, ["漢字、", "漢字。", "漢字"]),
         ("漢字漢字漢字漢", 0, "words", 5, ["漢字漢", "字漢字", "漢"]),  # one word too long for a window
         ("e\u0301漢漢e\u0301漢漢e\u0301", 0, "words", 5, ["e\u0301漢漢", "e\u0301漢漢", "e\u0301"]),
+        ("漢漢e\u0301漢漢漢", 0, "words", 5, ["漢漢", "e\u0301漢", "漢漢"]),
         ("  \n ", 0, "words", 5, [""]),
         ("", 0, "words", 5, [""]),
     ],
@@ -132,14 +134,26 @@ def test_any_texts(case: Case, text: str, overlap: int, by: str) -> None:
     case.cut(text, overlap, by)
 
 
-def test_a_piece_is_as_long_as_fits(letters: Case) -> None:
-    text = " ".join(LONG.split())
-    pieces, start = letters.cut(text), 0
+def test_a_piece_is_as_long_as_fits(case: Case) -> None:
+    text = " ".join(word for word in LONG.split() if len(word) < 8)
+    pieces, start = case.cut(text), 0
     for piece, following in pairwise(pieces):
         assert text.startswith(piece, start)
         start += len(piece) + 1
-        assert letters.tokenizer.lengths([f"{piece} {following.split()[0]}"])[0] > MAX_TOKENS
+        assert case.tokenizer.lengths([f"{piece} {following.split()[0]}"])[0] > MAX_TOKENS
     assert " ".join(pieces) == text
+
+
+def test_words_that_have_more_tokens_in_company_fit_all_the_same(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, "bert")
+    reference = AutoTokenizer.from_pretrained(folder)
+    backend = reference.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.Replace("b c", "b x x x c"), backend.normalizer])
+    reference.save_pretrained(folder)
+    case = Case(folder, Tokenizer(spec_of(folder, max_tokens=MAX_TOKENS), folder))
+    pieces = case.cut("a b c d e f " * 20)
+    assert " ".join(pieces) == " ".join(["a b c d e f"] * 20)
+    assert len(pieces) < 20
 
 
 def test_pieces_share_as_much_as_is_allowed(letters: Case) -> None:

@@ -254,7 +254,11 @@ def test_damaged_chunks_are_found_and_repaired(source: str, tiny_model: Path, tm
     manifest = Path(output, "_control/manifest.parquet")
     table = pq.read_table(manifest)
     pq.write_table(table.set_column(table.column_names.index("rows"), table.schema.field("rows"), pa.array([4, 3, 4])), manifest)
-    assert {kind for kind, _ in found(prove_here(output, sample=0))} == {"wrong manifest"}
+    [ledger] = [name for name in outputs.files(output) if "/records/second-" in name]
+    records = pq.read_table(Path(output, ledger)).to_pylist()
+    schema = pq.read_schema(Path(output, ledger))
+    pq.write_table(pa.Table.from_pylist([row | {"chunks": row["chunks"] + 1} for row in records], schema=schema), Path(output, ledger))
+    assert {kind for kind, _ in found(prove_here(output, sample=0))} == {"wrong manifest", "wrong ledger"}
 
 
 def test_a_text_with_one_bad_chunk_is_rejected_whole(tmp_path: Path) -> None:
