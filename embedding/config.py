@@ -30,6 +30,7 @@ Pooling: TypeAlias = Literal["mean", "cls", "max", "weightedmean", "mean_sqrt_le
 """How token vectors become a text's vector; the names and meanings are sentence-transformers'."""
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 BadRows: TypeAlias = Literal["reject", "fail"]
+OutputDtype: TypeAlias = Literal["float32", "float16", "binary", "ubinary"]
 LongText: TypeAlias = Literal["truncate", "chunk", "average", "reject"]
 ChunkBy: TypeAlias = Literal["words", "sentences"]
 ProgressStyle: TypeAlias = Literal["auto", "bar", "log", "none"]
@@ -91,6 +92,11 @@ class JobConfig(Config):
     limit_rows: Annotated[PositiveInt | None, _CORPUS] = Field(None, description="Embed only the first N rows of the corpus.")
 
     output: Annotated[str, _OUTPUT] = Field(min_length=1, description="Folder for the shards; local path or fsspec URL.")
+    output_dtype: Annotated[OutputDtype, _OUTPUT] = Field(
+        "float32",
+        description="Numbers of the embedding column: float32, float16, or a bit each, packed as sentence-transformers does: "
+        "binary (int8) or ubinary (uint8).",
+    )
     token_columns: Annotated[bool, _OUTPUT, _FLAG] = Field(False, description="Add the columns num_tokens and truncated to every shard.")
     restart: Annotated[bool, _OUTPUT, _FLAG] = Field(False, description="Delete what this output holds and begin again (asks to be sure).")
     yes: Annotated[bool, _OUTPUT, _FLAG] = Field(False, description="Answer yes where the job would ask to be sure.")

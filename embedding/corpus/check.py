@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from embedding.corpus.chunks import Chunks
 from embedding.corpus.compare import first_difference, through_parquet
 from embedding.corpus.findings import CheckedUnit, Finding, Kind, Rules, Sample
+from embedding.corpus.numbers import is_packed, loaded, stored_type
 from embedding.corpus.output import rejected_name
 from embedding.corpus.plan import Unit
 from embedding.corpus.reader import UnitRows, read_unit, text_faults
@@ -25,8 +26,8 @@ from embedding.corpus.shard import EMBEDDING, shard_bytes, shard_footer, shard_t
 from embedding.corpus.storage import Storage
 from embedding.errors import SourceChangedError, SourceError
 
-_NORM_TOLERANCE = 1e-4
-"""Vectors are normalized and stored in float32, whatever the encoder's precision: a unit length is off by a few 1e-7."""
+_NORM_TOLERANCE = {"float32": 1e-4, "float16": 1e-3}
+"""Vectors are normalized in float32, whatever the encoder's precision: a unit length is off by a few 1e-7. float16 keeps 11 bits."""
 _CHUNKS_OF_A_TEXT = 4
 """That are embedded again of a text in the sample, at most."""
 _NOT_PARQUET = (pa.ArrowException, OSError, ValueError, TypeError, KeyError)
@@ -79,7 +80,8 @@ def _check(unit: Unit, rules: Rules, rows: UnitRows, storage: Storage, wanted: S
     good = good[found_R]
     expected = take_rows(rows.copied if rules.has_id else _beside(source_columns(unit), rows.copied), good)
     expected = expected if chunks is None else chunks.behind(expected)
-    vectors_RD = _check_columns(shard, expected, rules)
+    values_RW = _check_columns(shard, expected, rules)
+    vectors_RD = loaded(values_RW)
     tokens = {name: shard.column(name) for name in _token_columns(rules)}
     _check_rows(shard, expected, 1 if rules.has_id else 2)
     texts = _Texts(rows.text, good, chunks)
@@ -87,7 +89,7 @@ def _check(unit: Unit, rules: Rules, rows: UnitRows, storage: Storage, wanted: S
         raise _WrongError(Kind.WRONG_CHUNKS, fault)
     _check_numbers(vectors_RD, texts, rules)
     _check_counts(record, tokens, 0 if chunks is None else shard.num_rows)
-    if _same_versions(footer, writer, rules) and _rebuilt(expected, vectors_RD, tokens, footer) != data:
+    if _same_versions(footer, writer, rules) and _rebuilt(expected, values_RW, tokens, footer) != data:
         raise _WrongError(Kind.WRONG_BYTES, "rows and footer are right, but the file is not what they make: its statistics or layout")
     return CheckedUnit(
         unit.id,
@@ -189,24 +191,26 @@ def _token_columns(rules: Rules) -> dict[str, str]:
     return {"num_tokens": "int32", "truncated": "bool"} if rules.token_columns else {}
 
 
-def _check_columns(shard: pa.Table, expected: pa.Table, rules: Rules) -> NDArray[np.float32]:
-    """The vectors as (rows, dimensions), after the columns' names and types are found right."""
+def _check_columns(shard: pa.Table, expected: pa.Table, rules: Rules) -> NDArray[Any]:
+    """The vectors as they are stored, (rows, width), after the columns' names and types are found right."""
     tokens = _token_columns(rules)
     names = [*expected.column_names, EMBEDDING, *tokens]
     if shard.column_names != names:
         raise _WrongError(Kind.WRONG_COLUMNS, f"its columns are {', '.join(shard.column_names)}, not {', '.join(names)}")
     vectors = shard.column(EMBEDDING)
-    kind = vectors.type
-    if not (pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float32() and kind.list_size == rules.dimensions):
-        raise _WrongError(Kind.WRONG_COLUMNS, f"its embedding is {kind}, not {rules.dimensions} times float32")
+    kind = stored_type(rules.output_dtype, rules.dimensions)
+    if not (
+        pa.types.is_fixed_size_list(vectors.type) and (vectors.type.value_type, vectors.type.list_size) == (kind.value_type, kind.list_size)
+    ):
+        raise _WrongError(Kind.WRONG_COLUMNS, f"its embedding is {vectors.type}, not {kind}")
     chunks = [chunk.flatten() for chunk in vectors.chunks]
     if vectors.null_count or any(chunk.null_count for chunk in chunks):
         raise _WrongError(Kind.WRONG_COLUMNS, "its embedding has nulls")
     for name, type_name in tokens.items():
         if str(shard.column(name).type) != type_name or shard.column(name).null_count:
             raise _WrongError(Kind.WRONG_COLUMNS, f"its {name} is not {type_name} without nulls")
-    arrays = [chunk.to_numpy(zero_copy_only=True) for chunk in chunks] or [np.empty(0, np.float32)]
-    return (np.concatenate(arrays) if len(arrays) > 1 else arrays[0]).reshape(-1, rules.dimensions)
+    arrays = [chunk.to_numpy(zero_copy_only=True) for chunk in chunks] or [np.empty(0, kind.value_type.to_pandas_dtype())]
+    return (np.concatenate(arrays) if len(arrays) > 1 else arrays[0]).reshape(-1, kind.list_size)
 
 
 def _check_rows(shard: pa.Table, expected: pa.Table, identity_columns: int) -> None:
@@ -227,10 +231,10 @@ def _check_numbers(vectors_RD: NDArray[np.float32], texts: _Texts, rules: Rules)
     finite_R = np.isfinite(vectors_RD).all(axis=1)
     if not finite_R.all():
         raise _WrongError(Kind.NOT_FINITE, f"the vector of row {np.argmin(finite_R)} of the shard holds NaN or infinity")
-    if not rules.normalized:
+    if not rules.normalized or is_packed(rules.output_dtype):
         return
     norms_R = np.sqrt(np.einsum("rd,rd->r", vectors_RD, vectors_RD, dtype=np.float64))
-    for row in np.flatnonzero(np.abs(norms_R - 1) > _NORM_TOLERANCE).tolist():
+    for row in np.flatnonzero(np.abs(norms_R - 1) > _NORM_TOLERANCE[rules.output_dtype]).tolist():
         if norms_R[row] or _has_something_visible(texts[row]):
             raise _WrongError(Kind.WRONG_NORM, f"the vector of row {row} of the shard has the length {norms_R[row]:.6g}, not 1")
 
@@ -255,11 +259,9 @@ def _same_versions(footer: Mapping[str, Any], writer: str, rules: Rules) -> bool
     return bool(by_this_pyarrow and said.get("embed-corpus") == rules.package_version)
 
 
-def _rebuilt(
-    expected: pa.Table, vectors_RD: NDArray[np.float32], tokens: Mapping[str, pa.ChunkedArray], footer: Mapping[str, Any]
-) -> bytes:
+def _rebuilt(expected: pa.Table, values_RW: NDArray[Any], tokens: Mapping[str, pa.ChunkedArray], footer: Mapping[str, Any]) -> bytes:
     """The shard as the worker made it, but with the vectors and token counts that the shard says."""
-    return shard_bytes(shard_table(expected, vectors_RD, {name: _one(column) for name, column in tokens.items()}), footer)
+    return shard_bytes(shard_table(expected, values_RW, {name: _one(column) for name, column in tokens.items()}), footer)
 
 
 def _samples(texts: _Texts, vectors_RD: NDArray[np.float32], wanted: Sequence[int]) -> Iterator[Sample]:

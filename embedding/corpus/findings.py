@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from embedding.config import LongText
+from embedding.config import LongText, OutputDtype
 from embedding.corpus.reader import Columns
 from embedding.corpus.shard import NOT_FINITE, too_long
 
@@ -63,6 +63,7 @@ class Rules:
     fingerprint: str
     settings: Mapping[str, Any]
     """The hashed settings, which every footer repeats."""
+    output_dtype: OutputDtype
     long_text: LongText
     max_tokens: int
     package_version: str

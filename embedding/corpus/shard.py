@@ -42,11 +42,11 @@ def take_rows(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
     return pa.concat_tables([table.slice(run[0] if len(run) else 0, len(run)) for run in runs])
 
 
-def shard_table(copied: pa.Table, vectors_RD: NDArray[np.float32], more: Mapping[str, pa.Array]) -> pa.Table:
-    """The copied columns, the vectors as a non-null fixed-size list, and further columns, R rows each."""
-    rows, dim = vectors_RD.shape
-    vector_type = pa.list_(pa.field("element", pa.float32(), nullable=False), dim)
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(vectors_RD.reshape(-1)), type=vector_type)
+def shard_table(copied: pa.Table, values_RW: NDArray[Any], more: Mapping[str, pa.Array]) -> pa.Table:
+    """The copied columns, the vectors as they are stored as a non-null fixed-size list, and further columns, R rows each."""
+    rows, width = values_RW.shape
+    vector_type = pa.list_(pa.field("element", pa.from_numpy_dtype(values_RW.dtype), nullable=False), width)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values_RW.reshape(-1)), type=vector_type)
     table = copied.append_column(pa.field(EMBEDDING, vector_type, nullable=False), vectors)
     for name, column in more.items():
         table = table.append_column(pa.field(name, column.type, nullable=False), column)
@@ -65,13 +65,14 @@ def shard_bytes(table: pa.Table, footer: Mapping[str, object]) -> bytes:
     metadata = {f"{FOOTER_KEY}{key}": json.dumps(value, sort_keys=True) for key, value in sorted(footer.items())}
     metadata[_SEAL] = _seal(metadata)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
-    dim = table.schema.field(EMBEDDING).type.list_size
+    vector_type = table.schema.field(EMBEDDING).type
+    vector_bytes = vector_type.list_size * vector_type.value_type.bit_width // 8
     sink = pa.BufferOutputStream()
     plain = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
     pq.write_table(
         table,
         sink,
-        row_group_size=max(1, _ROW_GROUP_BYTES // (4 * dim)),
+        row_group_size=max(1, _ROW_GROUP_BYTES // vector_bytes),
         compression="zstd",
         compression_level=1,
         use_dictionary=plain,
@@ -113,7 +114,7 @@ def _seal(facts: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _bits(table: pa.Table) -> NDArray[np.uint32]:
+def _bits(table: pa.Table) -> NDArray[np.uint8]:
     """The vectors' bit patterns: two NaNs can be the same, and two zeros differ."""
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column(EMBEDDING).chunks]
-    return (np.concatenate(chunks) if len(chunks) > 1 else chunks[0] if chunks else np.empty(0, np.float32)).view(np.uint32)
+    return (np.concatenate(chunks) if len(chunks) > 1 else chunks[0] if chunks else np.empty(0, np.float32)).view(np.uint8)

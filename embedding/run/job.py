@@ -260,6 +260,7 @@ def _worker_job(config: JobConfig, output: Output, plan: _Plan, placement: Place
         max_unit_attempts=config.max_unit_attempts,
         fails_on_bad_rows=config.bad_rows == "fail",
         long_text=long_texts_of(config),
+        output_dtype=config.output_dtype,
         device=placement.device,
         threads=None if placement.gpus else placement.cpus,
     )

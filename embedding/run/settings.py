@@ -75,6 +75,7 @@ def job_settings(config: JobConfig, model: ModelSpec, kept: dict[str, int], inpu
             "keep_columns": list(config.keep_columns),
             "token_columns": config.token_columns,
             **_long_text_settings(config, model),
+            **({} if config.output_dtype == "float32" else {"output_dtype": config.output_dtype}),
         },
         kept=kept,
         input=inputs,

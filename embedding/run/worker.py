@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from embedding.config import OutputDtype
 from embedding.corpus.ledger import CommitRecord, parquet_bytes, records_to_table
+from embedding.corpus.numbers import LARGEST_HALF, stored
 from embedding.corpus.output import Output, rejected_name
 from embedding.corpus.plan import Unit
 from embedding.corpus.reader import Columns, UnitRows, read_unit, text_faults
@@ -70,6 +72,7 @@ class WorkerJob:
     fails_on_bad_rows: bool = False
     """Fail a unit that has rows which cannot be embedded, instead of rejecting them."""
     long_text: LongTexts = TRUNCATE
+    output_dtype: OutputDtype = "float32"
 
 
 def read_stage(batch: pa.Table, columns: Columns, attempts: Attempts, max_attempts: int) -> pa.Table:
@@ -201,13 +204,15 @@ class EmbeddingWorker:
             embedded = embed_pieces(self._embedder, pieces, self._job.batch_tokens)
         encoded = time.perf_counter()
 
+        if self._job.output_dtype == "float16":
+            embedded = replace(embedded, finite_R=embedded.finite_R & (np.abs(embedded.vectors_RD) <= LARGEST_HALF).all(axis=1))
         made = shard_rows(pieces, embedded, self._job.long_text, normalize=self._job.model.normalize)
         faults |= dict.fromkeys(good[made.not_finite].tolist(), NOT_FINITE)
         self._require_none(unit, faults)
         facts = {"rejected": len(faults), **made.facts()}
         identified = rows.copied if self._job.has_id else _side_by_side(source_columns(unit), rows.copied)
         token_columns = made.token_columns() if self._job.token_columns else {}
-        table = shard_table(made.identified(identified, good), made.vectors_SD, token_columns)
+        table = shard_table(made.identified(identified, good), stored(made.vectors_SD, self._job.output_dtype), token_columns)
         data = shard_bytes(table, {"unit": asdict(unit), "record": facts, "provenance": self._job.provenance})
         if faults:  # before the shard, so that one commit covers both
             ids = rows.copied.column(0) if self._job.has_id else None

@@ -75,6 +75,7 @@ def embed_here(source: str, output: str, model: Path, run: str = "run", **option
         "cpu",
         None,
         long_text=long_texts_of(config),
+        output_dtype=config.output_dtype,
     )
     worker, ledger = EmbeddingWorker(job, attempts), Ledger(place.storage, run)
     done = place.shards()

@@ -17,6 +17,7 @@ import numpy as np
 import embedding
 from embedding.corpus.findings import CheckedUnit, Finding, Kind, Rules
 from embedding.corpus.lease import Lease
+from embedding.corpus.numbers import is_packed
 from embedding.corpus.output import SUCCESS, JobSettings, Output
 from embedding.corpus.plan import Unit, plan_units
 from embedding.corpus.reader import read_layouts
@@ -24,7 +25,7 @@ from embedding.corpus.sources import list_sources
 from embedding.corpus.storage import open_storage
 from embedding.corpus.verify import Claims, false_claims, missing_shards, repair
 from embedding.errors import ConfigError, ModelError
-from embedding.model.spec import TRUNCATE, LongTexts, ModelSpec, resolve_model
+from embedding.model.spec import TRUNCATE, ModelSpec, resolve_model
 from embedding.run.checker import CheckJob
 from embedding.run.pieces import average, embed_pieces, firsts
 from embedding.run.pipeline import Cluster, run_checks
@@ -129,8 +130,7 @@ def examine(
     job = CheckJob(output.url, rules_of_output(settings), choose_rows(committed, config.sample, proof.seed))
     checked = _collect(run(committed, job) if committed else (), committed, proof, silent=config.progress == "none")
     if model is not None:
-        long = long_texts_of_output(settings)
-        _compare_vectors(model, long, LEAST_COSINE[settings.vectors["precision"]], committed, checked, proof)
+        _compare_vectors(model, settings, committed, checked, proof)
     findings += [each.finding for each in checked.values() if each.finding is not None]
     findings += false_claims(claims, units, checked, output)
     if claims.complete and not output.is_complete():
@@ -165,6 +165,7 @@ def rules_of_output(settings: JobSettings) -> Rules:
         normalized=settings.vectors["normalize"],
         fingerprint=settings.fingerprint,
         settings=settings.vectors,
+        output_dtype=settings.vectors.get("output_dtype", "float32"),
         long_text=long_texts_of_output(settings).how,
         max_tokens=settings.vectors["max_tokens"],
         package_version=embedding.__version__,
@@ -182,15 +183,15 @@ def choose_rows(units: Sequence[Unit], count: int, seed: int) -> dict[str, tuple
     return dict(rows)
 
 
-def _compare_vectors(
-    model: ModelSpec, long: LongTexts, least: float, units: Sequence[Unit], checked: dict[str, CheckedUnit], proof: Proof
-) -> None:
+def _compare_vectors(model: ModelSpec, settings: JobSettings, units: Sequence[Unit], checked: dict[str, CheckedUnit], proof: Proof) -> None:
     """Embed the sampled texts in fp32; a shard with a vector that is not its text's becomes a finding."""
     from embedding.model.embedder import Embedder  # loads torch, which a proof without a sample does not need
 
     pairs = [(unit, sample) for unit in units if checked[unit.id].finding is None for sample in checked[unit.id].samples]
     if not pairs:
         return
+    long, least = long_texts_of_output(settings), LEAST_COSINE[settings.vectors["precision"]]
+    agree = compare_bits if is_packed(rules_of_output(settings).output_dtype) else compare
     embedder = Embedder(model)
     windows = embedder.windows(long if long.how == "average" else TRUNCATE)  # the others' samples are what was encoded
     for start in range(0, len(pairs), _SAMPLE_BATCH):
@@ -199,7 +200,7 @@ def _compare_vectors(
         embedded = embed_pieces(embedder, pieces, model.max_tokens)
         right_RD = average(embedded.vectors_RD, pieces.tokens.lengths, firsts(pieces.texts_P), normalize=model.normalize)
         for (unit, sample), right in zip(part, right_RD, strict=True):
-            cosine, length = compare(np.array(sample.vector), right.astype(np.float64))
+            cosine, length = agree(np.array(sample.vector), right.astype(np.float64))
             proof.sampled += 1
             proof.worst_cosine = min(cosine, proof.worst_cosine if proof.worst_cosine is not None else 1.0)
             if not _alike(cosine, length, least):
@@ -214,6 +215,17 @@ def compare(vector: np.ndarray, right: np.ndarray) -> tuple[float, float]:
     if not (one and other):
         return (1.0, 1.0) if one == other else (0.0, 0.0)
     return float(vector @ right) / (one * other), one / other
+
+
+def compare_bits(values: np.ndarray, right: np.ndarray) -> tuple[float, float]:
+    """The largest cosine that a vector with these bits can have with the right one of the same length, and 1.
+
+    A bit that differs says that a number is 0 at least as far from the right one as 0 is; e of the right vector's squares in such
+    numbers make a distance of sqrt(e) lengths, and so a cosine of 1 - e/2 at most.
+    """
+    differs = (right > 0) != (values[: len(right)] > 0)
+    squares = float((right**2).sum())
+    return 1 - float((right[differs] ** 2).sum()) / squares / 2 if squares else 1.0, 1.0
 
 
 def _alike(cosine: float, length: float, least: float) -> bool:
