@@ -97,6 +97,9 @@ class JobConfig(Config):
         description="Numbers of the embedding column: float32, float16, or a bit each, packed as sentence-transformers does: "
         "binary (int8) or ubinary (uint8).",
     )
+    byte_stream_split: Annotated[bool, _OUTPUT, _FLAG] = Field(
+        False, description="Encode the embedding column as BYTE_STREAM_SPLIT: smaller, but Spark 3.5 and fastparquet cannot read it."
+    )
     token_columns: Annotated[bool, _OUTPUT, _FLAG] = Field(False, description="Add the columns num_tokens and truncated to every shard.")
     restart: Annotated[bool, _OUTPUT, _FLAG] = Field(False, description="Delete what this output holds and begin again (asks to be sure).")
     yes: Annotated[bool, _OUTPUT, _FLAG] = Field(False, description="Answer yes where the job would ask to be sure.")
@@ -216,6 +219,14 @@ class JobConfig(Config):
         if len(set(copied)) < len(copied):
             repeated = next(name for name in copied if copied.count(name) > 1)
             raise ValueError(f"column {repeated!r} is named twice in --id-column and --keep-columns; name it once")
+        return self
+
+    @model_validator(mode="after")
+    def _splits_numbers(self) -> Self:
+        if self.byte_stream_split and self.output_dtype not in ("float32", "float16"):
+            raise ValueError(
+                f"--byte-stream-split parts the bytes of numbers, and --output-dtype={self.output_dtype} has one each; leave it out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -89,7 +89,7 @@ def _check(unit: Unit, rules: Rules, rows: UnitRows, storage: Storage, wanted: S
         raise _WrongError(Kind.WRONG_CHUNKS, fault)
     _check_numbers(vectors_RD, texts, rules)
     _check_counts(record, tokens, 0 if chunks is None else shard.num_rows)
-    if _same_versions(footer, writer, rules) and _rebuilt(expected, values_RW, tokens, footer) != data:
+    if _same_versions(footer, writer, rules) and _rebuilt(expected, values_RW, tokens, footer, rules) != data:
         raise _WrongError(Kind.WRONG_BYTES, "rows and footer are right, but the file is not what they make: its statistics or layout")
     return CheckedUnit(
         unit.id,
@@ -259,9 +259,12 @@ def _same_versions(footer: Mapping[str, Any], writer: str, rules: Rules) -> bool
     return bool(by_this_pyarrow and said.get("embed-corpus") == rules.package_version)
 
 
-def _rebuilt(expected: pa.Table, values_RW: NDArray[Any], tokens: Mapping[str, pa.ChunkedArray], footer: Mapping[str, Any]) -> bytes:
+def _rebuilt(
+    expected: pa.Table, values_RW: NDArray[Any], tokens: Mapping[str, pa.ChunkedArray], footer: Mapping[str, Any], rules: Rules
+) -> bytes:
     """The shard as the worker made it, but with the vectors and token counts that the shard says."""
-    return shard_bytes(shard_table(expected, values_RW, {name: _one(column) for name, column in tokens.items()}), footer)
+    table = shard_table(expected, values_RW, {name: _one(column) for name, column in tokens.items()})
+    return shard_bytes(table, footer, byte_stream_split=rules.byte_stream_split)
 
 
 def _samples(texts: _Texts, vectors_RD: NDArray[np.float32], wanted: Sequence[int]) -> Iterator[Sample]:

@@ -64,6 +64,7 @@ class Rules:
     settings: Mapping[str, Any]
     """The hashed settings, which every footer repeats."""
     output_dtype: OutputDtype
+    byte_stream_split: bool
     long_text: LongText
     max_tokens: int
     package_version: str

@@ -54,10 +54,10 @@ def shard_table(copied: pa.Table, values_RW: NDArray[Any], more: Mapping[str, pa
     return table
 
 
-def shard_bytes(table: pa.Table, footer: Mapping[str, object]) -> bytes:
+def shard_bytes(table: pa.Table, footer: Mapping[str, object], *, byte_stream_split: bool = False) -> bytes:
     """The table as one complete Parquet file, with `footer` as JSON values under `embedding.*` keys.
 
-    Vectors are PLAIN with zstd 1: no dictionary helps on floats, and PLAIN is what every reader knows.
+    Vectors are PLAIN with zstd 1: no dictionary helps on floats, and PLAIN is what every reader knows. BYTE_STREAM_SPLIT on request.
 
     Raises:
         EmbeddingJobError: what was written does not read back as it went in.
@@ -76,6 +76,7 @@ def shard_bytes(table: pa.Table, footer: Mapping[str, object]) -> bytes:
         compression="zstd",
         compression_level=1,
         use_dictionary=plain,
+        use_byte_stream_split=[f"{EMBEDDING}.list.element"] if byte_stream_split else False,
         write_statistics=plain,
         write_page_checksum=True,  # else a flipped bit of a vector is another number, and nothing shows it
     )

@@ -261,6 +261,7 @@ def _worker_job(config: JobConfig, output: Output, plan: _Plan, placement: Place
         fails_on_bad_rows=config.bad_rows == "fail",
         long_text=long_texts_of(config),
         output_dtype=config.output_dtype,
+        byte_stream_split=config.byte_stream_split,
         device=placement.device,
         threads=None if placement.gpus else placement.cpus,
     )

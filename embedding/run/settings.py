@@ -76,6 +76,7 @@ def job_settings(config: JobConfig, model: ModelSpec, kept: dict[str, int], inpu
             "token_columns": config.token_columns,
             **_long_text_settings(config, model),
             **({} if config.output_dtype == "float32" else {"output_dtype": config.output_dtype}),
+            **({"byte_stream_split": True} if config.byte_stream_split else {}),
         },
         kept=kept,
         input=inputs,

@@ -73,6 +73,7 @@ class WorkerJob:
     """Fail a unit that has rows which cannot be embedded, instead of rejecting them."""
     long_text: LongTexts = TRUNCATE
     output_dtype: OutputDtype = "float32"
+    byte_stream_split: bool = False
 
 
 def read_stage(batch: pa.Table, columns: Columns, attempts: Attempts, max_attempts: int) -> pa.Table:
@@ -213,7 +214,8 @@ class EmbeddingWorker:
         identified = rows.copied if self._job.has_id else _side_by_side(source_columns(unit), rows.copied)
         token_columns = made.token_columns() if self._job.token_columns else {}
         table = shard_table(made.identified(identified, good), stored(made.vectors_SD, self._job.output_dtype), token_columns)
-        data = shard_bytes(table, {"unit": asdict(unit), "record": facts, "provenance": self._job.provenance})
+        footer = {"unit": asdict(unit), "record": facts, "provenance": self._job.provenance}
+        data = shard_bytes(table, footer, byte_stream_split=self._job.byte_stream_split)
         if faults:  # before the shard, so that one commit covers both
             ids = rows.copied.column(0) if self._job.has_id else None
             self._output.storage.put(rejected_name(unit.id), parquet_bytes(rejected_table(unit, ids, faults)))

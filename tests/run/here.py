@@ -76,6 +76,7 @@ def embed_here(source: str, output: str, model: Path, run: str = "run", **option
         None,
         long_text=long_texts_of(config),
         output_dtype=config.output_dtype,
+        byte_stream_split=config.byte_stream_split,
     )
     worker, ledger = EmbeddingWorker(job, attempts), Ledger(place.storage, run)
     done = place.shards()

@@ -15,7 +15,7 @@ from embedding.config import OutputDtype
 from embedding.corpus.output import Output
 from embedding.corpus.review import sample_shards
 from embedding.corpus.shard import shard_bytes, shard_footer
-from embedding.errors import SettingsChangedError
+from embedding.errors import ConfigError, SettingsChangedError
 from embedding.run.proof.verify import compare_bits
 from tests.model.tiny import TEXTS, save_model
 from tests.run.here import embed_here, found, prove_here
@@ -77,6 +77,25 @@ def test_a_report_samples_numbers_of_every_kind(dtype: OutputDtype, source: str,
     assert (sample.unread, sample.vectors_RD.shape, str(sample.vectors_RD.dtype)) == ([], (40, 32), "float32")
     if dtype != "float16":
         assert set(sample.vectors_RD.ravel().tolist()) == {-1.0, 1.0}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_split_bytes_are_smaller_and_the_same_numbers(dtype: OutputDtype, source: str, tiny_model: Path, tmp_path: Path) -> None:
+    plain, output = str(tmp_path / "plain"), str(tmp_path / "out")
+    embed_here(source, plain, tiny_model, unit_rows=40, output_dtype=dtype)
+    [name] = embed_here(source, output, tiny_model, unit_rows=40, output_dtype=dtype, byte_stream_split=True)
+    assert values(output).tolist() == values(plain).tolist()
+    columns = pq.read_metadata(Path(output, name)).row_group(0)
+    encodings = {columns.column(place).path_in_schema: columns.column(place).encodings for place in range(columns.num_columns)}
+    assert [path for path, used in encodings.items() if "BYTE_STREAM_SPLIT" in used] == ["embedding.list.element"]
+    sizes = [columns.column(1).total_compressed_size]
+    sizes += [pq.read_metadata(file).row_group(0).column(1).total_compressed_size for file in Path(plain, "data").iterdir()]
+    assert sizes[0] < sizes[1] or dtype == "float16"  # of which so few have no bytes to save
+    assert prove_here(output).status == "proved"
+    with pytest.raises(SettingsChangedError, match="byte_stream_split: true -> null"):
+        embed_here(source, output, tiny_model, unit_rows=40, output_dtype=dtype)
+    with pytest.raises(ConfigError, match="--byte-stream-split parts the bytes of numbers, and --output-dtype=binary has one each"):
+        embed_here(source, output, tiny_model, output_dtype="binary", byte_stream_split=True)
 
 
 def test_what_half_precision_can_not_hold_is_rejected(tmp_path: Path) -> None:

@@ -166,6 +166,7 @@ def rules_of_output(settings: JobSettings) -> Rules:
         fingerprint=settings.fingerprint,
         settings=settings.vectors,
         output_dtype=settings.vectors.get("output_dtype", "float32"),
+        byte_stream_split=settings.vectors.get("byte_stream_split", False),
         long_text=long_texts_of_output(settings).how,
         max_tokens=settings.vectors["max_tokens"],
         package_version=embedding.__version__,
