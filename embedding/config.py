@@ -10,7 +10,17 @@ import re
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from cyclopts import Group, Parameter
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from embedding.errors import ConfigError
 
@@ -21,10 +31,15 @@ Pooling: TypeAlias = Literal["mean", "cls", "max", "weightedmean", "mean_sqrt_le
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 InputFormat: TypeAlias = Literal["auto", "parquet", "arrow", "jsonl", "csv", "tsv"]
 BadRows: TypeAlias = Literal["reject", "fail"]
+OutputDtype: TypeAlias = Literal["float32", "float16", "binary", "ubinary"]
+LongText: TypeAlias = Literal["truncate", "chunk", "average", "reject"]
+ChunkBy: TypeAlias = Literal["words", "sentences"]
 ProgressStyle: TypeAlias = Literal["auto", "bar", "log", "none"]
 
 RESERVED_COLUMNS = frozenset({"embedding", "num_tokens", "truncated", "source", "row_index"})
 """Column names of a shard that are the job's own."""
+CHUNK_COLUMNS = frozenset({"chunk", "chunk_start", "chunk_end"})
+"""Those that a shard has only where it has a row for each chunk of a text."""
 
 _USER_AND_PASSWORD = re.compile(r"[^/]*:.*@")
 """user:password@host; the password may hold a slash. container@account, as Azure's URLs have it, is no secret."""
@@ -89,6 +104,14 @@ class JobConfig(Config):
     limit_rows: Annotated[PositiveInt | None, _CORPUS] = Field(None, description="Embed only the first N rows of the corpus.")
 
     output: Annotated[str, _OUTPUT] = Field(min_length=1, description="Folder for the shards; local path or fsspec URL.")
+    output_dtype: Annotated[OutputDtype, _OUTPUT] = Field(
+        "float32",
+        description="Numbers of the embedding column: float32, float16, or a bit each, packed as sentence-transformers does: "
+        "binary (int8) or ubinary (uint8).",
+    )
+    byte_stream_split: Annotated[bool, _OUTPUT, _FLAG] = Field(
+        False, description="Encode the embedding column as BYTE_STREAM_SPLIT: smaller, but Spark 3.5 and fastparquet cannot read it."
+    )
     token_columns: Annotated[bool, _OUTPUT, _FLAG] = Field(False, description="Add the columns num_tokens and truncated to every shard.")
     restart: Annotated[bool, _OUTPUT, _FLAG] = Field(False, description="Delete what this output holds and begin again (asks to be sure).")
     yes: Annotated[bool, _OUTPUT, _FLAG] = Field(False, description="Answer yes where the job would ask to be sure.")
@@ -112,7 +135,20 @@ class JobConfig(Config):
         "auto", description="Scale vectors to length 1; auto: as the model folder says, else no."
     )
     max_tokens: Annotated[PositiveInt | None, _MODEL] = Field(
-        None, description="Tokens of a text that are read, special tokens included; default: as the model folder says."
+        None,
+        description="Tokens of a text, or of a window of it (--long-text), that are read, special tokens and prompt included; "
+        "default: as the model folder says.",
+    )
+    long_text: Annotated[LongText, _MODEL] = Field(
+        "truncate",
+        description="A text of more than --max-tokens: truncate reads its beginning, chunk gives a row for each window of it, "
+        "average one vector of all its windows, weighted by tokens, reject lists its row.",
+    )
+    chunk_overlap: Annotated[NonNegativeInt, _MODEL] = Field(
+        0, description="Tokens that a window repeats of the one before, at most, in whole words or sentences."
+    )
+    chunk_by: Annotated[ChunkBy, _MODEL] = Field(
+        "words", description="Where windows begin and end: at words, or at sentences, where one fits a window."
     )
     dimensions: Annotated[PositiveInt | None, _MODEL] = Field(
         None, description="Keep only the first N dimensions (Matryoshka) and normalize again, unless --normalize is no."
@@ -203,11 +239,32 @@ class JobConfig(Config):
                 f"--batch-tokens={self.batch_tokens} is below --max-tokens={self.max_tokens}; raise the first or lower the second"
             )
         copied = [*([self.id_column] if self.id_column else []), *self.keep_columns]
-        if taken := sorted(RESERVED_COLUMNS.intersection(copied)):
+        reserved = RESERVED_COLUMNS | (CHUNK_COLUMNS if self.long_text == "chunk" else set())
+        if taken := sorted(reserved.intersection(copied)):
             raise ValueError(f"column {taken[0]!r} has a name that the shards use themselves; rename it in the source or leave it out")
         if len(set(copied)) < len(copied):
             repeated = next(name for name in copied if copied.count(name) > 1)
             raise ValueError(f"column {repeated!r} is named twice in --id-column and --keep-columns; name it once")
+        return self
+
+    @model_validator(mode="after")
+    def _splits_numbers(self) -> Self:
+        if self.byte_stream_split and self.output_dtype not in ("float32", "float16"):
+            raise ValueError(
+                f"--byte-stream-split parts the bytes of numbers, and --output-dtype={self.output_dtype} has one each; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cuts_as_asked(self) -> Self:
+        if self.long_text not in ("chunk", "average") and (self.chunk_overlap or self.chunk_by != "words"):
+            option = "chunk-overlap" if self.chunk_overlap else "chunk-by"
+            raise ValueError(f"--{option} is about windows, and --long-text={self.long_text} makes none; say --long-text chunk or average")
+        if self.long_text == "chunk" and self.text_column in self.keep_columns:
+            raise ValueError(
+                f"--keep-columns {self.text_column} would repeat the whole text beside each of its chunks; leave it out: "
+                "chunk_start and chunk_end say where in the source's text a chunk is"
+            )
         return self
 
     def worker_range(self) -> tuple[int, int] | None:

@@ -185,6 +185,8 @@ def test_python_runs(block: Block, first_run: JobResult, capsys: pytest.CaptureF
         assert names["count"] == [(4,)]
         assert names["matrix"].shape == (4, 384)  # type: ignore[attr-defined]
         assert names["table"].num_rows == 4  # type: ignore[attr-defined]
+    if "pieces" in names:
+        assert capsys.readouterr().out == next(other.text for other in fenced(block.page) if other.language == "text")
     if "embedder" in names:
         assert capsys.readouterr().out == "packed\n"
 

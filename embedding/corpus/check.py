@@ -6,9 +6,8 @@ Nothing here asks the ledger or the manifest, and of the code that makes shards 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -16,98 +15,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from embedding.corpus.chunks import Chunks
+from embedding.corpus.compare import first_difference, through_parquet
+from embedding.corpus.findings import CheckedUnit, Finding, Kind, Rules, Sample
+from embedding.corpus.numbers import is_packed, loaded, stored_type
 from embedding.corpus.output import rejected_name
 from embedding.corpus.plan import Unit
-from embedding.corpus.reader import Columns, UnitRows, read_unit, text_faults
-from embedding.corpus.shard import EMBEDDING, NOT_FINITE, shard_bytes, shard_footer, shard_table, source_columns, take_rows
+from embedding.corpus.reader import UnitRows, read_unit, text_faults
+from embedding.corpus.shard import EMBEDDING, shard_bytes, shard_footer, shard_table, source_columns, take_rows
 from embedding.corpus.storage import Storage
 from embedding.errors import SourceChangedError, SourceError
 
-_NORM_TOLERANCE = 1e-4
-"""Vectors are normalized and stored in float32, whatever the encoder's precision: a unit length is off by a few 1e-7."""
-_COMPARE_ROWS = 1024
+_NORM_TOLERANCE = {"float32": 1e-4, "float16": 1e-3}
+"""Vectors are normalized in float32, whatever the encoder's precision: a unit length is off by a few 1e-7. float16 keeps 11 bits."""
+_CHUNKS_OF_A_TEXT = 4
+"""That are embedded again of a text in the sample, at most."""
 _NOT_PARQUET = (pa.ArrowException, OSError, ValueError, TypeError, KeyError)
 """What pyarrow and JSON raise about bytes that are not what they should be."""
-
-
-class Kind(StrEnum):
-    """What can be wrong with an output."""
-
-    MISSING_SHARD = "missing shard"
-    UNREADABLE_SHARD = "unreadable shard"
-    WRONG_UNIT = "wrong unit"
-    WRONG_PROVENANCE = "wrong provenance"
-    WRONG_COLUMNS = "wrong columns"
-    WRONG_ROW_COUNT = "wrong row count"
-    WRONG_IDS = "wrong ids"
-    WRONG_KEPT_COLUMN = "wrong kept column"
-    NOT_FINITE = "not finite"
-    WRONG_NORM = "wrong norm"
-    WRONG_RECORD = "wrong record"
-    WRONG_REJECTED_ROWS = "wrong rejected rows"
-    WRONG_BYTES = "wrong bytes"
-    WRONG_VECTOR = "wrong vector"
-    UNCLAIMED_SHARD = "unclaimed shard"
-    UNCLAIMED_REJECTED_ROWS = "unclaimed rejected rows"
-    FOREIGN_FILE = "foreign file"
-    WRONG_MANIFEST = "wrong manifest"
-    WRONG_LEDGER = "wrong ledger"
-    SOURCE_CHANGED = "source changed"
-    UNREADABLE_SOURCE = "unreadable source"
-    NOT_COMPLETE = "not complete"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong."""
-
-    kind: Kind
-    name: str
-    """The object that it is wrong with: relative to the output's folder, or a source's URI."""
-    what: str
-    """How that shows, in one sentence."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What every shard of an output must be, from the settings that the output was begun with."""
-
-    columns: Columns
-    has_id: bool
-    token_columns: bool
-    dimensions: int
-    normalized: bool
-    fingerprint: str
-    settings: Mapping[str, Any]
-    """The hashed settings, which every footer repeats."""
-    package_version: str
-    """Bytes are built again and compared where the same version of this package, and of pyarrow, wrote them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A row to be embedded again."""
-
-    source_row: int
-    text: str
-    vector: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class CheckedUnit:
-    """What a unit's shard really holds; only `finding` counts where there is one."""
-
-    unit: str
-    finding: Finding | None = None
-    bytes: int = 0
-    rows: int = 0
-    """Rows in the shard."""
-    rejected: int = 0
-    tokens: int = 0
-    truncated: int = 0
-    versions: str = ""
-    """Versions of the libraries that made it, as its footer says them."""
-    samples: tuple[Sample, ...] = ()
 
 
 class _WrongError(Exception):
@@ -147,27 +71,62 @@ def _check(unit: Unit, rules: Rules, rows: UnitRows, storage: Storage, wanted: S
     record = footer["record"]
     rejected = _rejected_rows(unit, rules, rows, storage, listed=bool(record["rejected"]))
     good = np.delete(np.arange(unit.num_rows), rejected)
-    if (shard.num_rows, record["rejected"]) != (len(good), len(rejected)):
+    chunks = _chunks(shard) if rules.long_text == "chunk" else None
+    found_R = np.arange(shard.num_rows) if chunks is None else chunks.texts()
+    found = int(found_R[-1]) + 1 if len(found_R) else 0
+    if (found, record["rejected"]) != (len(good), len(rejected)):
         said = f"the footer says {record['rejected']} rejected, the list {len(rejected)}"
-        raise _WrongError(Kind.WRONG_ROW_COUNT, f"{shard.num_rows} rows for {unit.num_rows} rows of the source; {said}")
+        raise _WrongError(Kind.WRONG_ROW_COUNT, f"{found} rows for {unit.num_rows} rows of the source; {said}")
+    good = good[found_R]
     expected = take_rows(rows.copied if rules.has_id else _beside(source_columns(unit), rows.copied), good)
-    vectors_RD = _check_columns(shard, expected, rules)
+    expected = expected if chunks is None else chunks.behind(expected)
+    values_RW = _check_columns(shard, expected, rules)
+    vectors_RD = loaded(values_RW)
     tokens = {name: shard.column(name) for name in _token_columns(rules)}
     _check_rows(shard, expected, 1 if rules.has_id else 2)
-    _check_numbers(vectors_RD, rows, good, rules)
-    _check_counts(record, tokens)
-    if _same_versions(footer, writer, rules) and _rebuilt(expected, vectors_RD, tokens, footer) != data:
+    texts = _Texts(rows.text, good, chunks)
+    if chunks is not None and (fault := chunks.fault(texts.whole)):
+        raise _WrongError(Kind.WRONG_CHUNKS, fault)
+    _check_numbers(vectors_RD, texts, rules)
+    _check_counts(record, tokens, 0 if chunks is None else shard.num_rows)
+    if _same_versions(footer, writer, rules) and _rebuilt(expected, values_RW, tokens, footer, rules) != data:
         raise _WrongError(Kind.WRONG_BYTES, "rows and footer are right, but the file is not what they make: its statistics or layout")
     return CheckedUnit(
         unit.id,
         bytes=len(data),
-        rows=len(good),
+        rows=found,
         rejected=len(rejected),
         tokens=record["tokens"],
         truncated=record["truncated"],
+        chunks=0 if chunks is None else shard.num_rows,
         versions=str(footer["provenance"]["versions"]),
-        samples=tuple(_samples(rows, good, vectors_RD, wanted)),
+        samples=tuple(_samples(texts, vectors_RD, wanted)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """What the rows of a shard were made from."""
+
+    of_unit: pa.LargeStringArray
+    unit_rows: NDArray[np.int64]
+    """The row of the unit for each row of the shard, ascending."""
+    chunks: Chunks | None
+
+    def whole(self, row: int) -> str:
+        """The source's text for a row of the shard."""
+        return str(self.of_unit[int(self.unit_rows[row])].as_py())
+
+    def __getitem__(self, row: int) -> str:
+        text = self.whole(row)
+        return text if self.chunks is None else text[self.chunks.starts_S[row] : self.chunks.ends_S[row]]
+
+
+def _chunks(shard: pa.Table) -> Chunks:
+    try:
+        return Chunks.read(shard)
+    except ValueError as error:
+        raise _WrongError(Kind.WRONG_CHUNKS, str(error)) from error
 
 
 def _read_shard(data: bytes) -> tuple[pa.Table, dict[str, Any], str]:
@@ -209,7 +168,7 @@ def _rejected_rows(unit: Unit, rules: Rules, rows: UnitRows, storage: Storage, *
         where = 0 <= number < unit.num_rows and row["source"] == unit.source.uri
         if not where or row["id"] != (None if ids is None else str(ids[number].as_py())):
             raise _WrongError(Kind.WRONG_REJECTED_ROWS, f"{rejected_name(unit.id)} lists row {row['row_index']}, which is not the unit's")
-        if row["reason"] != faults.get(number, NOT_FINITE):
+        if row["reason"] not in ([faults[number]] if number in faults else rules.reasons):
             raise _WrongError(Kind.WRONG_REJECTED_ROWS, f"{rejected_name(unit.id)} gives row {row['row_index']} a wrong reason")
     if numbers != sorted(set(numbers)) or not faults.keys() <= set(numbers):
         raise _WrongError(Kind.WRONG_REJECTED_ROWS, f"{rejected_name(unit.id)} does not list each of {len(faults)} rows without text once")
@@ -232,24 +191,26 @@ def _token_columns(rules: Rules) -> dict[str, str]:
     return {"num_tokens": "int32", "truncated": "bool"} if rules.token_columns else {}
 
 
-def _check_columns(shard: pa.Table, expected: pa.Table, rules: Rules) -> NDArray[np.float32]:
-    """The vectors as (rows, dimensions), after the columns' names and types are found right."""
+def _check_columns(shard: pa.Table, expected: pa.Table, rules: Rules) -> NDArray[Any]:
+    """The vectors as they are stored, (rows, width), after the columns' names and types are found right."""
     tokens = _token_columns(rules)
     names = [*expected.column_names, EMBEDDING, *tokens]
     if shard.column_names != names:
         raise _WrongError(Kind.WRONG_COLUMNS, f"its columns are {', '.join(shard.column_names)}, not {', '.join(names)}")
     vectors = shard.column(EMBEDDING)
-    kind = vectors.type
-    if not (pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float32() and kind.list_size == rules.dimensions):
-        raise _WrongError(Kind.WRONG_COLUMNS, f"its embedding is {kind}, not {rules.dimensions} times float32")
+    kind = stored_type(rules.output_dtype, rules.dimensions)
+    if not (
+        pa.types.is_fixed_size_list(vectors.type) and (vectors.type.value_type, vectors.type.list_size) == (kind.value_type, kind.list_size)
+    ):
+        raise _WrongError(Kind.WRONG_COLUMNS, f"its embedding is {vectors.type}, not {kind}")
     chunks = [chunk.flatten() for chunk in vectors.chunks]
     if vectors.null_count or any(chunk.null_count for chunk in chunks):
         raise _WrongError(Kind.WRONG_COLUMNS, "its embedding has nulls")
     for name, type_name in tokens.items():
         if str(shard.column(name).type) != type_name or shard.column(name).null_count:
             raise _WrongError(Kind.WRONG_COLUMNS, f"its {name} is not {type_name} without nulls")
-    arrays = [chunk.to_numpy(zero_copy_only=True) for chunk in chunks] or [np.empty(0, np.float32)]
-    return (np.concatenate(arrays) if len(arrays) > 1 else arrays[0]).reshape(-1, rules.dimensions)
+    arrays = [chunk.to_numpy(zero_copy_only=True) for chunk in chunks] or [np.empty(0, kind.value_type.to_pandas_dtype())]
+    return (np.concatenate(arrays) if len(arrays) > 1 else arrays[0]).reshape(-1, kind.list_size)
 
 
 def _check_rows(shard: pa.Table, expected: pa.Table, identity_columns: int) -> None:
@@ -257,24 +218,24 @@ def _check_rows(shard: pa.Table, expected: pa.Table, identity_columns: int) -> N
         is_identity = number < identity_columns
         found, source = shard.column(name), expected.column(name)
         if found.type != source.type:
-            source = _through_parquet(source)  # a few types change their names on the way through any Parquet file
+            source = through_parquet(source)
         if found.type != source.type:
             raise _WrongError(Kind.WRONG_COLUMNS, f"its column {name!r} is {found.type}, the source's {source.type}")
-        row = _first_difference(found, source)
+        row = first_difference(found, source)
         if row is not None:
             kind = Kind.WRONG_IDS if is_identity else Kind.WRONG_KEPT_COLUMN
             raise _WrongError(kind, f"column {name!r} differs from the source's from row {row} of the shard on")
 
 
-def _check_numbers(vectors_RD: NDArray[np.float32], rows: UnitRows, good: NDArray[np.int64], rules: Rules) -> None:
+def _check_numbers(vectors_RD: NDArray[np.float32], texts: _Texts, rules: Rules) -> None:
     finite_R = np.isfinite(vectors_RD).all(axis=1)
     if not finite_R.all():
         raise _WrongError(Kind.NOT_FINITE, f"the vector of row {np.argmin(finite_R)} of the shard holds NaN or infinity")
-    if not rules.normalized:
+    if not rules.normalized or is_packed(rules.output_dtype):
         return
     norms_R = np.sqrt(np.einsum("rd,rd->r", vectors_RD, vectors_RD, dtype=np.float64))
-    for row in np.flatnonzero(np.abs(norms_R - 1) > _NORM_TOLERANCE).tolist():
-        if norms_R[row] or _has_something_visible(rows.text[int(good[row])].as_py()):
+    for row in np.flatnonzero(np.abs(norms_R - 1) > _NORM_TOLERANCE[rules.output_dtype]).tolist():
+        if norms_R[row] or _has_something_visible(texts[row]):
             raise _WrongError(Kind.WRONG_NORM, f"the vector of row {row} of the shard has the length {norms_R[row]:.6g}, not 1")
 
 
@@ -283,7 +244,9 @@ def _has_something_visible(text: str) -> bool:
     return any(char.isprintable() and not char.isspace() for char in text)
 
 
-def _check_counts(record: Mapping[str, int], tokens: Mapping[str, pa.ChunkedArray]) -> None:
+def _check_counts(record: Mapping[str, int], tokens: Mapping[str, pa.ChunkedArray], chunks: int) -> None:
+    if record.get("chunks", 0) != chunks:
+        raise _WrongError(Kind.WRONG_RECORD, f"its footer says {record.get('chunks', 0)} chunks, it holds {chunks}")
     for name, key in (("num_tokens", "tokens"), ("truncated", "truncated")):
         if tokens and (total := int(tokens[name].to_numpy().sum())) != record[key]:
             raise _WrongError(Kind.WRONG_RECORD, f"its footer says {record[key]} {key}, its column {name} {total}")
@@ -297,34 +260,20 @@ def _same_versions(footer: Mapping[str, Any], writer: str, rules: Rules) -> bool
 
 
 def _rebuilt(
-    expected: pa.Table, vectors_RD: NDArray[np.float32], tokens: Mapping[str, pa.ChunkedArray], footer: Mapping[str, Any]
+    expected: pa.Table, values_RW: NDArray[Any], tokens: Mapping[str, pa.ChunkedArray], footer: Mapping[str, Any], rules: Rules
 ) -> bytes:
     """The shard as the worker made it, but with the vectors and token counts that the shard says."""
-    return shard_bytes(shard_table(expected, vectors_RD, {name: _one(column) for name, column in tokens.items()}), footer)
+    table = shard_table(expected, values_RW, {name: _one(column) for name, column in tokens.items()})
+    return shard_bytes(table, footer, byte_stream_split=rules.byte_stream_split)
 
 
-def _samples(rows: UnitRows, good: NDArray[np.int64], vectors_RD: NDArray[np.float32], wanted: Sequence[int]) -> list[Sample]:
-    places = {int(row): place for place, row in enumerate(good)} if wanted else {}
-    found = [(row, places[row]) for row in wanted if row in places]
-    return [Sample(row, rows.text[row].as_py(), tuple(vectors_RD[place].tolist())) for row, place in found]
-
-
-def _first_difference(found: pa.ChunkedArray, expected: pa.ChunkedArray) -> int | None:
-    """The first row in which two columns of one type and length differ; NaN equals NaN."""
-    for start in range(0, len(expected), _COMPARE_ROWS):
-        one, other = found.slice(start, _COMPARE_ROWS), expected.slice(start, _COMPARE_ROWS)
-        if one.equals(other):
-            continue
-        for row, (value, right) in enumerate(zip(one.to_pylist(), other.to_pylist(), strict=True)):
-            if repr(value) != repr(right):
-                return start + row
-    return None
-
-
-def _through_parquet(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"column": column}), sink)
-    return pq.read_table(pa.BufferReader(sink.getvalue()), use_threads=False).column("column")
+def _samples(texts: _Texts, vectors_RD: NDArray[np.float32], wanted: Sequence[int]) -> Iterator[Sample]:
+    """What the wanted rows of the unit gave; of a text of many chunks a few, which depend on all that is wanted."""
+    rng = np.random.default_rng(list(wanted))
+    for unit_row in wanted:
+        start, end = np.searchsorted(texts.unit_rows, [unit_row, unit_row + 1]).tolist()
+        for row in start + np.sort(rng.choice(end - start, min(_CHUNKS_OF_A_TEXT, end - start), replace=False)):
+            yield Sample(unit_row, texts[row], tuple(vectors_RD[row].tolist()), None if texts.chunks is None else int(row - start))
 
 
 def _beside(left: pa.Table, right: pa.Table) -> pa.Table:

@@ -30,14 +30,16 @@ class CommitRecord:
     source: str
     first_row: int
     rows: int
-    """Rows of the unit: those in the shard plus those rejected."""
+    """Rows of the unit: those with a vector plus those rejected."""
     rejected: int
     tokens: int
     """Tokens of the rows in the shard, special tokens included."""
     truncated: int
     """Rows whose text was longer than max_tokens."""
     duplicates: int
-    """Rows with the same tokens as an earlier row of the unit: encoded once, the vector shared."""
+    """Rows with the same tokens as an earlier row of the unit: encoded once, the vector shared. Chunks, where texts are cut."""
+    chunks: int
+    """Rows of the shard where each chunk of a text is one, else 0."""
     padding: int
     """Padding tokens computed in vain; 0 where the encoder runs packed."""
     bytes: int
@@ -71,6 +73,8 @@ class CommitRecord:
 
 _PYTHON_TYPES: dict[str, Callable[[], object]] = {"str": str, "int": int, "float": float, "list[int]": list}
 _ARROW_TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "list[int]": pa.list_(pa.int64())}
+_LATER = ("chunks",)
+"""Counts that ledgers of earlier versions of this package do not have, where they are 0."""
 RECORD_SCHEMA = pa.schema([pa.field(field.name, _ARROW_TYPES[str(field.type)], nullable=False) for field in fields(CommitRecord)])
 
 
@@ -123,11 +127,26 @@ def read_ledger(storage: Storage, columns: Sequence[str] = RECORD_SCHEMA.names) 
         if (data := storage.read(name)) is None:
             continue
         try:
-            segments.append(pq.read_table(pa.BufferReader(data), columns=schema.names).select(schema.names).cast(schema))
+            segments.append(read_segment(data, schema))
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:  # damaged, or of another version of this package
             log.warning("%s/%s is left out of the ledger, footers of shards stand in for it: %s", storage.url, name, error)
     table = pa.concat_tables(segments)
     return table.filter(is_last(table["unit"]))
+
+
+def read_segment(data: bytes, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema` of one segment.
+
+    Raises:
+        pa.ArrowException, OSError, KeyError, TypeError, ValueError: it is damaged, or of another version of this package.
+    """
+    file = pq.ParquetFile(pa.BufferReader(data))
+    there = file.schema_arrow.names
+    table = file.read([name for name in schema.names if name in there])
+    for name in _LATER:
+        if name in schema.names and name not in there:
+            table = table.append_column(name, pa.array(np.zeros(len(table), np.int64)))
+    return table.select(schema.names).cast(schema)
 
 
 def is_last(keys: pa.ChunkedArray) -> pa.Array:

@@ -38,7 +38,7 @@ _SHARD_NAME = re.compile(r"-\d{10,}-([0-9a-f]{16})\.parquet$")
 _FOOTER_THREADS = 32
 _DELETIONS = 1000
 """In one request, at most."""
-_MANIFEST_FACTS = ("rows", "rejected", "tokens", "truncated")
+_MANIFEST_FACTS = ("rows", "rejected", "tokens", "truncated", "chunks")
 MANIFEST_SCHEMA = pa.schema(
     [
         pa.field(name, kind, nullable=False)
@@ -228,7 +228,7 @@ class Output:
 
 
 def manifest(units: Sequence[Unit], committed: Mapping[str, int], records: pa.Table) -> pa.Table:
-    """One row a shard, in input order; `records` are those of the units."""
+    """One row a shard, in input order, with its number of rows: of chunks, where it has those; `records` are those of the units."""
     columns = {
         "shard": [unit.shard for unit in units],
         "unit": [unit.id for unit in units],
@@ -236,7 +236,7 @@ def manifest(units: Sequence[Unit], committed: Mapping[str, int], records: pa.Ta
         "source_version": [unit.source.version for unit in units],
         "first_row": [unit.first_row for unit in units],
         "source_rows": [unit.num_rows for unit in units],
-        "rows": pc.subtract(records["rows"], records["rejected"]),
+        "rows": pc.if_else(pc.greater(records["chunks"], 0), records["chunks"], pc.subtract(records["rows"], records["rejected"])),
         **{name: records[name] for name in ("rejected", "tokens", "truncated")},
         "bytes": [committed[unit.shard] for unit in units],
     }

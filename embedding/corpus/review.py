@@ -24,7 +24,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from embedding.corpus.ledger import RECORD_SCHEMA, RECORDS, is_last, segment_name
+from embedding.corpus.ledger import RECORD_SCHEMA, RECORDS, is_last, read_segment, segment_name
+from embedding.corpus.numbers import loaded
 from embedding.corpus.output import rejected_name
 from embedding.corpus.shard import EMBEDDING, footer_facts
 from embedding.corpus.storage import Storage
@@ -97,7 +98,7 @@ def read_records(storage: Storage, shards: Iterable[str], run: str, until: float
         if (data := storage.read(name)) is None:
             continue
         try:
-            tables[name] = pq.read_table(pa.BufferReader(data)).select(_COLUMNS.names).cast(_COLUMNS)
+            tables[name] = read_segment(data, _COLUMNS)
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             log.debug("%s/%s is left out of the report: %s", storage.url, name, error)
     in_order = [tables[name].append_column("run", _run_of(name, tables[name])) for name in sorted(tables)]
@@ -198,8 +199,7 @@ def _shown(column: pa.ChunkedArray) -> Iterator[str | None]:
 def _matrix(table: pa.Table) -> NDArray[np.float32]:
     column = table[EMBEDDING].combine_chunks()
     array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    vectors: NDArray[np.float32] = array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
-    return vectors
+    return loaded(array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size))
 
 
 def _run_of(name: str, table: pa.Table) -> pa.Array:

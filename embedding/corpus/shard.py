@@ -25,6 +25,11 @@ _ROW_GROUP_BYTES = 64 * 2**20
 """Raw vector bytes per row group: a reader needs memory for one row group, not for a shard."""
 
 
+def too_long(max_tokens: int) -> str:
+    """Why a row is rejected under --long-text reject; the same sentence for all, so that a report can count them."""
+    return f"the text has more than max_tokens={max_tokens} tokens"
+
+
 def source_columns(unit: Unit) -> pa.Table:
     """The identity of a unit's rows where the corpus has no id column: the source's uri and the row's number in it."""
     rows = np.arange(unit.first_row, unit.first_row + unit.num_rows, dtype=np.int64)
@@ -37,11 +42,11 @@ def take_rows(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
     return pa.concat_tables([table.slice(run[0] if len(run) else 0, len(run)) for run in runs])
 
 
-def shard_table(copied: pa.Table, vectors_RD: NDArray[np.float32], more: Mapping[str, pa.Array]) -> pa.Table:
-    """The copied columns, the vectors as a non-null fixed-size list, and further columns, R rows each."""
-    rows, dim = vectors_RD.shape
-    vector_type = pa.list_(pa.field("element", pa.float32(), nullable=False), dim)
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(vectors_RD.reshape(-1)), type=vector_type)
+def shard_table(copied: pa.Table, values_RW: NDArray[Any], more: Mapping[str, pa.Array]) -> pa.Table:
+    """The copied columns, the vectors as they are stored as a non-null fixed-size list, and further columns, R rows each."""
+    rows, width = values_RW.shape
+    vector_type = pa.list_(pa.field("element", pa.from_numpy_dtype(values_RW.dtype), nullable=False), width)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values_RW.reshape(-1)), type=vector_type)
     table = copied.append_column(pa.field(EMBEDDING, vector_type, nullable=False), vectors)
     for name, column in more.items():
         table = table.append_column(pa.field(name, column.type, nullable=False), column)
@@ -49,10 +54,10 @@ def shard_table(copied: pa.Table, vectors_RD: NDArray[np.float32], more: Mapping
     return table
 
 
-def shard_bytes(table: pa.Table, footer: Mapping[str, object]) -> bytes:
+def shard_bytes(table: pa.Table, footer: Mapping[str, object], *, byte_stream_split: bool = False) -> bytes:
     """The table as one complete Parquet file, with `footer` as JSON values under `embedding.*` keys.
 
-    Vectors are PLAIN with zstd 1: no dictionary helps on floats, and PLAIN is what every reader knows.
+    Vectors are PLAIN with zstd 1: no dictionary helps on floats, and PLAIN is what every reader knows. BYTE_STREAM_SPLIT on request.
 
     Raises:
         EmbeddingJobError: what was written does not read back as it went in.
@@ -60,16 +65,18 @@ def shard_bytes(table: pa.Table, footer: Mapping[str, object]) -> bytes:
     metadata = {f"{FOOTER_KEY}{key}": json.dumps(value, sort_keys=True) for key, value in sorted(footer.items())}
     metadata[_SEAL] = _seal(metadata)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
-    dim = table.schema.field(EMBEDDING).type.list_size
+    vector_type = table.schema.field(EMBEDDING).type
+    vector_bytes = vector_type.list_size * vector_type.value_type.bit_width // 8
     sink = pa.BufferOutputStream()
     plain = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
     pq.write_table(
         table,
         sink,
-        row_group_size=max(1, _ROW_GROUP_BYTES // (4 * dim)),
+        row_group_size=max(1, _ROW_GROUP_BYTES // vector_bytes),
         compression="zstd",
         compression_level=1,
         use_dictionary=plain,
+        use_byte_stream_split=[f"{EMBEDDING}.list.element"] if byte_stream_split else False,
         write_statistics=plain,
         write_page_checksum=True,  # else a flipped bit of a vector is another number, and nothing shows it
     )
@@ -108,7 +115,7 @@ def _seal(facts: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _bits(table: pa.Table) -> NDArray[np.uint32]:
+def _bits(table: pa.Table) -> NDArray[np.uint8]:
     """The vectors' bit patterns: two NaNs can be the same, and two zeros differ."""
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column(EMBEDDING).chunks]
-    return (np.concatenate(chunks) if len(chunks) > 1 else chunks[0] if chunks else np.empty(0, np.float32)).view(np.uint32)
+    return (np.concatenate(chunks) if len(chunks) > 1 else chunks[0] if chunks else np.empty(0, np.float32)).view(np.uint8)

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedding.corpus.check import CheckedUnit, Finding, Kind
+from embedding.corpus.findings import CheckedUnit, Finding, Kind
 from embedding.corpus.ledger import RECORDS, CommitRecord, read_ledger, records_from_table, records_to_table
 from embedding.corpus.output import DATA, MANIFEST, MANIFEST_SCHEMA, REJECTED, SUCCESS, Output, manifest, rejected_name
 from embedding.corpus.plan import Unit
@@ -17,7 +17,7 @@ from embedding.corpus.plan import Unit
 NOT_OURS_TO_MEND = frozenset({Kind.SOURCE_CHANGED, Kind.UNREADABLE_SOURCE, Kind.NOT_COMPLETE, Kind.FOREIGN_FILE})
 """What the next run does anyway, or what only its owner can judge."""
 _BAD_CONTROL = frozenset({Kind.WRONG_MANIFEST, Kind.WRONG_LEDGER})
-_TRUE_OF_SHARD = ("shard", "source", "first_row", "rows", "rejected", "tokens", "truncated")
+_TRUE_OF_SHARD = ("shard", "source", "first_row", "rows", "rejected", "tokens", "truncated", "chunks")
 _NOT_THERE = frozenset({Kind.MISSING_SHARD})
 
 
@@ -124,7 +124,7 @@ def _false_manifest(claims: Claims, units: Sequence[Unit], proved: Sequence[Unit
 
 
 def _facts(truth: CheckedUnit) -> dict[str, int]:
-    return {key: getattr(truth, key) for key in ("rejected", "tokens", "truncated", "bytes")}
+    return {key: getattr(truth, key) for key in ("rejected", "tokens", "truncated", "chunks", "bytes")}
 
 
 def repair(output: Output, findings: Iterable[Finding]) -> list[str]:

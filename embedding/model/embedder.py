@@ -22,8 +22,9 @@ from embedding.model.batching import batch_end
 from embedding.model.encoder import Encoder, pack
 from embedding.model.pooling import Head
 from embedding.model.source import ModelFiles
-from embedding.model.spec import ModelSpec, check_files
+from embedding.model.spec import LongTexts, ModelSpec, check_files
 from embedding.model.tokenizer import TokenizedTexts, Tokenizer
+from embedding.model.windows import Windows
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,14 @@ class Embedder:
         tokens = self._tokenizer(texts)
         _ = tokens.once.longest_first  # kept there, and made here, where no device waits for it
         return tokens
+
+    def windows(self, long: LongTexts) -> Windows:
+        """What cuts texts to the model's window, and tokenizes them; as safe to call.
+
+        Raises:
+            ModelError: the prompt leaves no room for a text that is to be cut.
+        """
+        return Windows(self._tokenizer, self._spec.max_tokens, long)
 
     def embed(self, tokens: TokenizedTexts, batch_tokens: int) -> EmbeddedTexts:
         """Vectors of all rows; rows of the same tokens are encoded once. One caller at a time.

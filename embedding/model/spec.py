@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from transformers import AutoConfig
 
-from embedding.config import JobConfig, Pooling, Precision
+from embedding.config import ChunkBy, JobConfig, LongText, Pooling, Precision
 from embedding.errors import ModelError
 from embedding.model.folder import DenseSpec, FolderSettings, read_settings
 from embedding.model.source import ModelFiles, ModelSource, open_model
@@ -91,6 +91,24 @@ class ModelSpec:
             "dimensions": self.dimensions,
             "precision": self.precision,
         }
+
+
+@dataclass(frozen=True)
+class LongTexts:
+    """What becomes of a text that has more than max_tokens tokens."""
+
+    how: LongText = "truncate"
+    overlap: int = 0
+    """Tokens that a piece shares with the one before it, at most."""
+    by: ChunkBy = "words"
+
+    @property
+    def cuts(self) -> bool:
+        """Whether such a text becomes several pieces."""
+        return self.how in ("chunk", "average")
+
+
+TRUNCATE: Final = LongTexts()
 
 
 def resolve_model(config: JobConfig, *, precision: Precision, opened: tuple[ModelSource, ModelFiles] | None = None) -> ModelSpec:

@@ -130,6 +130,14 @@ class Tokenizer:
             self.check_parity([text[:_PARITY_CHARS] for text in texts[:_PARITY_TEXTS]])
         return self._tokenize(texts, self._encode)
 
+    def lengths(self, texts: Sequence[str]) -> Offsets:
+        """[R] tokens of the prompt followed by each text, special tokens included, however many. One text at least."""
+        return np.diff(self._encode([self._prompt + text for text in texts])[1])
+
+    def own_lengths(self, texts: list[str]) -> Offsets:
+        """[R] tokens of each text alone: without prompt and special tokens, however many. One text at least."""
+        return np.diff(self._encode(texts)[1]) - self._prefix - self._suffix
+
     def check_parity(self, texts: Sequence[str]) -> None:
         """Give up the fast path where it differs from the reference on one of these texts, and say so in the log."""
         found, expected = (self._tokenize(texts, encode) for encode in (self._encode, self._exact))

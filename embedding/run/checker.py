@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from embedding.corpus.check import CheckedUnit, Finding, Kind, Rules, check_unit
+from embedding.corpus.check import check_unit
+from embedding.corpus.findings import CheckedUnit, Finding, Kind, Rules
 from embedding.corpus.storage import open_storage
 from embedding.run.exchange import decode_unit, encode_checked
 from embedding.run.worker import Attempts

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import pyarrow as pa
 
-from embedding.corpus.check import CheckedUnit, Finding, Kind, Sample
+from embedding.corpus.findings import CheckedUnit, Finding, Kind, Sample
 from embedding.corpus.plan import Unit
 from embedding.corpus.reader import UnitRows
 from embedding.corpus.sources import Source
@@ -46,7 +46,7 @@ def decode_checked(text: str) -> CheckedUnit:
     """The inverse of `encode_checked`."""
     fields = json.loads(text)
     finding = fields["finding"] and Finding(Kind(fields["finding"].pop("kind")), **fields["finding"])
-    samples = tuple(Sample(row["source_row"], row["text"], tuple(row["vector"])) for row in fields["samples"])
+    samples = tuple(Sample(**{**row, "vector": tuple(row["vector"])}) for row in fields["samples"])
     return CheckedUnit(**{**fields, "finding": finding, "samples": samples})
 
 

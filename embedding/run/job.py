@@ -29,7 +29,15 @@ from embedding.run.pipeline import InFlight, run_units
 from embedding.run.placement import Placement, place_workers
 from embedding.run.progress import Watched, open_progress
 from embedding.run.report.publish import write_report
-from embedding.run.settings import columns_of_corpus, first_choices, first_precision, installed_versions, job_settings, what_was_asked
+from embedding.run.settings import (
+    columns_of_corpus,
+    first_choices,
+    first_precision,
+    installed_versions,
+    job_settings,
+    long_texts_of,
+    what_was_asked,
+)
 from embedding.run.sizes import measured, open_choices
 from embedding.run.summary import Summary
 from embedding.run.worker import WorkerJob
@@ -278,6 +286,9 @@ def _worker_job(config: JobConfig, output: Output, plan: _Plan, placement: Place
         provenance={"fingerprint": settings.fingerprint, "settings": settings.vectors, "versions": installed_versions()},
         max_unit_attempts=config.max_unit_attempts,
         fails_on_bad_rows=config.bad_rows == "fail",
+        long_text=long_texts_of(config),
+        output_dtype=config.output_dtype,
+        byte_stream_split=config.byte_stream_split,
         device=placement.device,
         threads=placement.threads,
     )

@@ -17,7 +17,7 @@ from embedding.corpus.reader import settle_columns
 from embedding.corpus.sources import Source
 from embedding.errors import ConfigError
 from embedding.model.batching import default_batch_tokens
-from embedding.model.spec import ModelSpec
+from embedding.model.spec import LongTexts, ModelSpec
 
 _LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "pyarrow")
 
@@ -88,7 +88,11 @@ def first_choices(config: JobConfig, model: ModelSpec, device: str) -> dict[str,
 
 
 def job_settings(config: JobConfig, model: ModelSpec, kept: dict[str, int], inputs: tuple[str, ...], columns: Columns) -> JobSettings:
-    """The settings of this run."""
+    """The settings of this run.
+
+    Raises:
+        ConfigError: the windows of a long text could not overlap as asked.
+    """
     return JobSettings(
         vectors={
             **model.fingerprint_fields(),
@@ -96,6 +100,9 @@ def job_settings(config: JobConfig, model: ModelSpec, kept: dict[str, int], inpu
             "id_column": config.id_column,
             "keep_columns": list(config.keep_columns),
             "token_columns": config.token_columns,
+            **_long_text_settings(config, model),
+            **({} if config.output_dtype == "float32" else {"output_dtype": config.output_dtype}),
+            **({"byte_stream_split": True} if config.byte_stream_split else {}),
         },
         kept=kept,
         input=inputs,
@@ -109,6 +116,28 @@ def _how_it_is_read(columns: Columns) -> dict[str, Any]:
     kind = {} if columns.format is Format.PARQUET else {"input_format": str(columns.format)}
     types = {} if columns.schema is None else {"column_types": schema_to_json(columns.schema)}
     return {"text_column": columns.text if columns.template is None else None, **template, **kind, **types}
+
+
+def long_texts_of(config: JobConfig) -> LongTexts:
+    """What the job does with texts that are too long."""
+    return LongTexts(config.long_text, config.chunk_overlap, config.chunk_by)
+
+
+def long_texts_of_output(settings: JobSettings) -> LongTexts:
+    """What the vectors of an output were made with; outputs that truncate do not say it."""
+    vectors = settings.vectors
+    return LongTexts(vectors.get("long_text", "truncate"), vectors.get("chunk_overlap", 0), vectors.get("chunk_by", "words"))
+
+
+def _long_text_settings(config: JobConfig, model: ModelSpec) -> dict[str, Any]:
+    """Nothing where texts are truncated, so that outputs of the time before there was a choice stay what they are."""
+    long = long_texts_of(config)
+    if 2 * long.overlap > model.max_tokens:
+        rule = f"--chunk-overlap={long.overlap} is more than half of the model's max_tokens={model.max_tokens}"
+        raise ConfigError(f"{rule}; lower it, so that a window has something new")
+    if long.cuts:
+        return {"long_text": long.how, "chunk_overlap": long.overlap, "chunk_by": long.by}
+    return {} if long.how == "truncate" else {"long_text": long.how}
 
 
 def what_was_asked(config: JobConfig, model: ModelSpec) -> dict[str, Any]:

@@ -42,7 +42,9 @@ class Summary:
     tokens: int = 0
     truncated_rows: int = 0
     duplicate_rows: int = 0
-    """Rows that share the vector of an equal row of their unit."""
+    """Rows that share the vector of an equal row of their unit; chunks, where texts are cut."""
+    chunks: int = 0
+    """Rows of the shards that this run committed, where each chunk of a text is one."""
     seconds: float = 0.0
     """Wall time of the whole run, its start included."""
     tokens_per_second: float = 0.0
@@ -89,6 +91,7 @@ class Summary:
         self.tokens += record.tokens
         self.truncated_rows += record.truncated
         self.duplicate_rows += record.duplicates
+        self.chunks += record.chunks
         if record.encode_started:  # a record read from a footer has no times
             self._encoding = (
                 min(self._encoding[0], record.encode_started),

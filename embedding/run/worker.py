@@ -18,16 +18,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from embedding.config import OutputDtype
 from embedding.corpus.ledger import CommitRecord, parquet_bytes, records_to_table
-from embedding.corpus.lengths import length_counts
+from embedding.corpus.numbers import LARGEST_HALF, stored
 from embedding.corpus.output import Output, rejected_name
 from embedding.corpus.plan import Unit
 from embedding.corpus.reader import Columns, UnitRows, read_unit, text_faults
-from embedding.corpus.shard import NOT_FINITE, shard_bytes, shard_table, source_columns, take_rows
+from embedding.corpus.shard import NOT_FINITE, shard_bytes, shard_table, source_columns, too_long
 from embedding.errors import AccessError, BadRowsError, EmbeddingJobError, StorageFullError
-from embedding.model.spec import ModelSpec
+from embedding.model.spec import TRUNCATE, LongTexts, ModelSpec
 from embedding.run.exchange import decode_rows, decode_unit, encode_rows, read_result
 from embedding.run.models import model_folder
+from embedding.run.pieces import embed_pieces, shard_rows
 
 if TYPE_CHECKING:
     from embedding.model.embedder import Embedder
@@ -70,6 +72,9 @@ class WorkerJob:
     """CPU threads of the encoder, None for a GPU worker."""
     fails_on_bad_rows: bool = False
     """Fail a unit that has rows which cannot be embedded, instead of rejecting them."""
+    long_text: LongTexts = TRUNCATE
+    output_dtype: OutputDtype = "float32"
+    byte_stream_split: bool = False
 
 
 def read_stage(batch: pa.Table, columns: Columns, attempts: Attempts, max_attempts: int) -> pa.Table:
@@ -120,6 +125,7 @@ class EmbeddingWorker:
         self._attempts = attempts
         self._output = Output(job.output)
         self._embedder = self.load(job)
+        self._windows = self._embedder.windows(job.long_text)
         self._device = threading.Lock()
         self._turns = _Turns()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
@@ -186,37 +192,31 @@ class EmbeddingWorker:
             raise BadRowsError(f"{what}; mend them, or say --bad-rows reject to list them and go on")
 
     def _commit(self, unit: Unit, rows: UnitRows) -> CommitRecord:
-        """read rows -> texts -> tokens -> vectors -> shard -> put; the put is the commit."""
+        """read rows -> texts -> pieces -> vectors -> rows of the shard -> put; the put is the commit."""
         started = time.perf_counter()
         faults = text_faults(rows.text)
         self._require_none(unit, faults)
         good = np.delete(np.arange(unit.num_rows), list(faults))
-        tokens = self._embedder.tokenize((rows.text.take(good) if faults else rows.text).to_pylist())
+        pieces = self._windows((rows.text.take(good) if faults else rows.text).to_pylist())
+        faults |= dict.fromkeys(good[pieces.too_long].tolist(), too_long(self._job.model.max_tokens))
+        self._require_none(unit, faults)
         tokenized = time.perf_counter()
         with self._device:
             locked, encode_started = time.perf_counter(), time.time()
-            embedded = self._embedder.embed(tokens, self._job.batch_tokens)
+            embedded = embed_pieces(self._embedder, pieces, self._job.batch_tokens)
         encoded = time.perf_counter()
 
-        finite = embedded.finite_R
-        faults |= {int(row): NOT_FINITE for row in good[~finite]}
+        if self._job.output_dtype == "float16":
+            embedded = replace(embedded, finite_R=embedded.finite_R & (np.abs(embedded.vectors_RD) <= LARGEST_HALF).all(axis=1))
+        made = shard_rows(pieces, embedded, self._job.long_text, normalize=self._job.model.normalize)
+        faults |= dict.fromkeys(good[made.not_finite].tolist(), NOT_FINITE)
         self._require_none(unit, faults)
-        counts = {"num_tokens": tokens.lengths[finite], "truncated": tokens.truncated[finite]}
-        facts = {
-            "rejected": len(faults),
-            "tokens": int(counts["num_tokens"].sum()),
-            "truncated": int(counts["truncated"].sum()),
-            "duplicates": len(good) - embedded.distinct_rows,
-            "lengths": length_counts(counts["num_tokens"]),
-        }
+        facts = {"rejected": len(faults), **made.facts()}
         identified = rows.copied if self._job.has_id else _side_by_side(source_columns(unit), rows.copied)
-        token_columns = {"num_tokens": pa.array(counts["num_tokens"], pa.int32()), "truncated": pa.array(counts["truncated"])}
-        table = shard_table(
-            take_rows(identified, good[finite]),
-            embedded.vectors_RD if finite.all() else embedded.vectors_RD[finite],
-            token_columns if self._job.token_columns else {},
-        )
-        data = shard_bytes(table, {"unit": unit.identity(), "record": facts, "provenance": self._job.provenance})
+        token_columns = made.token_columns() if self._job.token_columns else {}
+        table = shard_table(made.identified(identified, good), stored(made.vectors_SD, self._job.output_dtype), token_columns)
+        footer = {"unit": unit.identity(), "record": facts, "provenance": self._job.provenance}
+        data = shard_bytes(table, footer, byte_stream_split=self._job.byte_stream_split)
         if faults:  # before the shard, so that one commit covers both
             ids = rows.copied.column(0) if self._job.has_id else None
             self._output.storage.put(rejected_name(unit.id), parquet_bytes(rejected_table(unit, ids, faults)))

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from embedding import JobConfig
-from embedding.corpus.check import CheckedUnit
+from embedding.corpus.findings import CheckedUnit
 from embedding.corpus.ledger import Ledger, records_from_table
 from embedding.corpus.output import Output
 from embedding.corpus.plan import Unit, plan_units
@@ -23,7 +23,7 @@ from embedding.run.models import find_model
 from embedding.run.proof.config import VerifyConfig
 from embedding.run.proof.result import Proof
 from embedding.run.proof.verify import examine, model_of_output
-from embedding.run.settings import columns_of_corpus, first_choices, installed_versions, job_settings, what_was_asked
+from embedding.run.settings import columns_of_corpus, first_choices, installed_versions, job_settings, long_texts_of, what_was_asked
 from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
 
 
@@ -65,7 +65,21 @@ def embed_here(source: str, output: str, model: Path | str, run: str = "run", **
     units = sorted(planned, key=lambda unit: unit.shard)
     provenance = {"fingerprint": settings.fingerprint, "settings": settings.vectors, "versions": installed_versions()}
     has_id = config.id_column is not None
-    job = WorkerJob(spec, output, kept["batch_tokens"], columns, has_id, config.token_columns, provenance, 3, "cpu", None)
+    job = WorkerJob(
+        spec,
+        output,
+        kept["batch_tokens"],
+        columns,
+        has_id,
+        config.token_columns,
+        provenance,
+        3,
+        "cpu",
+        None,
+        long_text=long_texts_of(config),
+        output_dtype=config.output_dtype,
+        byte_stream_split=config.byte_stream_split,
+    )
     worker, ledger = EmbeddingWorker(job, attempts), Ledger(place.storage, run)
     done = place.shards()
     made = [unit for unit in units if unit.shard not in done]

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedding.corpus.check import Rules, check_unit
+from embedding.corpus.check import check_unit
+from embedding.corpus.findings import Rules
 from embedding.corpus.output import MANIFEST, Output
 from embedding.corpus.plan import Unit, make_unit
 from embedding.corpus.sources import Source

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Literal, TypeAlias
 
-from embedding.corpus.check import CheckedUnit, Finding
+from embedding.corpus.findings import CheckedUnit, Finding
 from embedding.errors import ExitCode
 
 ProofStatus: TypeAlias = Literal["proved", "not proved", "repaired", "interrupted", "crashed"]

@@ -15,8 +15,9 @@ from typing import TypeAlias
 import numpy as np
 
 import embedding
-from embedding.corpus.check import CheckedUnit, Finding, Kind, Rules
+from embedding.corpus.findings import CheckedUnit, Finding, Kind, Rules
 from embedding.corpus.lease import Lease
+from embedding.corpus.numbers import is_packed
 from embedding.corpus.output import SUCCESS, JobSettings, Output
 from embedding.corpus.plan import Unit, plan_units
 from embedding.corpus.reader import read_layouts
@@ -24,14 +25,15 @@ from embedding.corpus.sources import list_sources
 from embedding.corpus.storage import open_storage
 from embedding.corpus.verify import Claims, false_claims, missing_shards, repair
 from embedding.errors import ConfigError, ModelError
-from embedding.model.spec import ModelSpec
+from embedding.model.spec import TRUNCATE, ModelSpec
 from embedding.run.checker import CheckJob
 from embedding.run.cluster import Cluster
 from embedding.run.models import find_model, model_folder
+from embedding.run.pieces import average, embed_pieces, firsts
 from embedding.run.pipeline import run_checks
 from embedding.run.proof.config import VerifyConfig
 from embedding.run.proof.result import Proof
-from embedding.run.settings import columns_of_output, model_options
+from embedding.run.settings import columns_of_output, long_texts_of_output, model_options
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +133,7 @@ def examine(
     job = CheckJob(output.url, rules_of_output(settings), choose_rows(committed, config.sample, proof.seed))
     checked = _collect(run(committed, job) if committed else (), committed, proof, silent=config.progress == "none")
     if model is not None:
-        _compare_vectors(model, LEAST_COSINE[settings.vectors["precision"]], committed, checked, proof)
+        _compare_vectors(model, settings, committed, checked, proof)
     findings += [each.finding for each in checked.values() if each.finding is not None]
     findings += false_claims(claims, units, checked, output)
     if claims.complete and not output.is_complete():
@@ -166,6 +168,10 @@ def rules_of_output(settings: JobSettings) -> Rules:
         normalized=settings.vectors["normalize"],
         fingerprint=settings.fingerprint,
         settings=settings.vectors,
+        output_dtype=settings.vectors.get("output_dtype", "float32"),
+        byte_stream_split=settings.vectors.get("byte_stream_split", False),
+        long_text=long_texts_of_output(settings).how,
+        max_tokens=settings.vectors["max_tokens"],
         package_version=embedding.__version__,
     )
 
@@ -181,23 +187,29 @@ def choose_rows(units: Sequence[Unit], count: int, seed: int) -> dict[str, tuple
     return dict(rows)
 
 
-def _compare_vectors(model: ModelSpec, least: float, units: Sequence[Unit], checked: dict[str, CheckedUnit], proof: Proof) -> None:
+def _compare_vectors(model: ModelSpec, settings: JobSettings, units: Sequence[Unit], checked: dict[str, CheckedUnit], proof: Proof) -> None:
     """Embed the sampled texts in fp32; a shard with a vector that is not its text's becomes a finding."""
     from embedding.model.embedder import Embedder  # loads torch, which a proof without a sample does not need
 
     pairs = [(unit, sample) for unit in units if checked[unit.id].finding is None for sample in checked[unit.id].samples]
-    embedder = Embedder(model, folder=model_folder(model)) if pairs else None
+    if not pairs:
+        return
+    long, least = long_texts_of_output(settings), LEAST_COSINE[settings.vectors["precision"]]
+    agree = compare_bits if is_packed(rules_of_output(settings).output_dtype) else compare
+    embedder = Embedder(model, folder=model_folder(model))
+    windows = embedder.windows(long if long.how == "average" else TRUNCATE)  # the others' samples are what was encoded
     for start in range(0, len(pairs), _SAMPLE_BATCH):
         part = pairs[start : start + _SAMPLE_BATCH]
-        assert embedder is not None
-        tokens = embedder.tokenize([sample.text for _, sample in part])
-        right_RD = embedder.embed(tokens, model.max_tokens).vectors_RD
+        pieces = windows([sample.text for _, sample in part])
+        embedded = embed_pieces(embedder, pieces, model.max_tokens)
+        right_RD = average(embedded.vectors_RD, pieces.tokens.lengths, firsts(pieces.texts_P), normalize=model.normalize)
         for (unit, sample), right in zip(part, right_RD, strict=True):
-            cosine, length = compare(np.array(sample.vector), right.astype(np.float64))
+            cosine, length = agree(np.array(sample.vector), right.astype(np.float64))
             proof.sampled += 1
             proof.worst_cosine = min(cosine, proof.worst_cosine if proof.worst_cosine is not None else 1.0)
             if not _alike(cosine, length, least):
-                what = f"the vector of row {unit.first_row + sample.source_row} of {unit.source.uri} is not its text's: cosine {cosine:.6f}"
+                row = f"row {unit.first_row + sample.source_row}{'' if sample.chunk is None else f', chunk {sample.chunk},'}"
+                what = f"the vector of {row} of {unit.source.uri} is not its text's: cosine {cosine:.6f}"
                 checked[unit.id] = CheckedUnit(unit.id, Finding(Kind.WRONG_VECTOR, unit.shard, f"{what}, length {length:.6g} times"))
 
 
@@ -207,6 +219,17 @@ def compare(vector: np.ndarray, right: np.ndarray) -> tuple[float, float]:
     if not (one and other):
         return (1.0, 1.0) if one == other else (0.0, 0.0)
     return float(vector @ right) / (one * other), one / other
+
+
+def compare_bits(values: np.ndarray, right: np.ndarray) -> tuple[float, float]:
+    """The largest cosine that a vector with these bits can have with the right one of the same length, and 1.
+
+    A bit that differs says that a number is 0 at least as far from the right one as 0 is; e of the right vector's squares in such
+    numbers make a distance of sqrt(e) lengths, and so a cosine of 1 - e/2 at most.
+    """
+    differs = (right > 0) != (values[: len(right)] > 0)
+    squares = float((right**2).sum())
+    return 1 - float((right[differs] ** 2).sum()) / squares / 2 if squares else 1.0, 1.0
 
 
 def _alike(cosine: float, length: float, least: float) -> bool:

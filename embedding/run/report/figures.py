@@ -85,7 +85,8 @@ def pace_svg(pace: Pace) -> str:
 def lengths_svg(counts: npt.NDArray[np.int64], truncated: int, max_tokens: int) -> str:
     """Rows by tokens, with what was cut at the line of `max_tokens`."""
     used = np.flatnonzero(counts)
-    first, last = int(used[0]), max(int(used[-1]), int(np.searchsorted(LENGTH_EDGES, max_tokens, side="right")) - 1)
+    end = int(np.searchsorted(LENGTH_EDGES, max_tokens, side="right")) - 1
+    first, last = min(int(used[0]), end), max(int(used[-1]), end)
     shown, bins = counts[first : last + 1], np.arange(first, last + 1)
     limit = float(np.interp(max_tokens, LENGTH_EDGES, np.arange(len(LENGTH_EDGES))))
     most = int(LENGTH_EDGES[int(counts.argmax())])

@@ -150,7 +150,8 @@ def _slowest(timed: pa.Table) -> Item:
 
 def _texts(found: Findings, rows: int, rejected: int) -> Section:
     table, rejections = found.records.table, found.rejections
-    truncated, duplicates = (measures.total(table, name) for name in ("truncated", "duplicates"))
+    truncated, duplicates, chunks = (measures.total(table, name) for name in ("truncated", "duplicates", "chunks"))
+    what = "chunks" if chunks else "rows"
     max_tokens = int(found.settings.vectors.get("max_tokens", 0))
     counts = measures.lengths(table)
     items = []
@@ -158,27 +159,30 @@ def _texts(found: Findings, rows: int, rejected: int) -> Section:
         used = np.flatnonzero(counts)
         bins = [(f"{LENGTH_EDGES[at]:,} to {LENGTH_EDGES[at + 1] - 1:,}", f"{counts[at]:,}") for at in used]
         cut = f"{share(truncated, rows - rejected)} of the rows were longer than max_tokens={max_tokens:,} and cut there"
-        reading = f"{cut}; half of the rows have at most {_median_bound(counts):,} tokens."
+        cut = "Texts longer than that are cut into chunks" if chunks else cut
+        reading = f"{cut}; half of the {what} have at most {_median_bound(counts):,} tokens."
         legend = [("c0", "whole"), ("c1", "cut")]
         items.append(
             Item(
-                "Rows by length in tokens",
+                f"{what.capitalize()} by length in tokens",
                 reading,
-                Numbers(("Tokens", "Rows"), bins, ("Rows",)),
+                Numbers(("Tokens", what.capitalize()), bins, (what.capitalize(),)),
                 figures.lengths_svg(counts, truncated, max_tokens),
                 legend,
             )
         )
+    equal = f"{'chunks' if chunks else 'of these'} equal to an earlier {'one' if chunks else 'row'} of their unit"
     became = [
         ("with a vector", f"{rows - rejected:,}", share(rows - rejected, rows)),
         ("of these cut at max_tokens", f"{truncated:,}", share(truncated, rows)),
-        ("of these equal to an earlier row of their unit", f"{duplicates:,}", share(duplicates, rows)),
+        (equal, f"{duplicates:,}", share(duplicates, chunks or rows)),
         ("rejected", f"{rejected:,}", share(rejected, rows)),
     ]
+    made = f"{rows - rejected:,} rows gave {chunks:,} chunks. " if chunks else ""
     items.append(
         Item(
             "What became of the rows",
-            "Equal rows are encoded once and share the vector.",
+            f"{made}Equal {what} are encoded once and share the vector.",
             Numbers(("Rows", "Count", "Share"), became, ("Count", "Share")),
         )
     )
