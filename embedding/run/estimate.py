@@ -24,11 +24,13 @@ from embedding.corpus.plan import Unit, make_unit
 from embedding.corpus.reader import Columns, read_unit, text_faults
 from embedding.errors import SourceError
 from embedding.model.embedder import Embedder
-from embedding.model.spec import ModelSpec
+from embedding.model.spec import TRUNCATE, LongTexts, ModelSpec
 from embedding.model.tokenizer import TokenizedTexts, Tokenizer
+from embedding.model.windows import Windows
 from embedding.run.models import model_folder
 from embedding.run.placement import Placement
 from embedding.run.report.wording import count
+from embedding.run.settings import long_texts_of
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class TextSample:
     """What a sample of the rows says about all of them."""
 
     tokens: TokenizedTexts
+    """Of what would be encoded: texts, or pieces of them."""
     rows: int
     """Rows that were looked at, those without text included."""
     tokens_per_row: float
@@ -84,9 +87,12 @@ def estimate(
     Shares are of rows. Bytes are those of the vectors where this output has no shard yet that could be measured. Time and GPU hours
     are those of the workers at work, from the first batch to the last.
     """
-    sample = sample_texts(pending, model, columns, config.output) if pending else None
+    long = long_texts_of(config)
+    sample = sample_texts(pending, model, columns, config.output, long) if pending else None
     rows = sum(unit.num_rows for unit in pending)
     bytes_per_row, measured = _shard_bytes_per_row(output, model)
+    if sample is not None and not measured and long.how == "chunk":
+        bytes_per_row *= len(sample.tokens.lengths) / sample.rows
     facts: dict[str, object] = {"rows to do": rows, "shard bytes": round(rows * bytes_per_row), "shard bytes measured": measured}
     if sample is None:
         return facts
@@ -122,7 +128,7 @@ def _shard_bytes_per_row(output: Output, model: ModelSpec) -> tuple[float, bool]
     return (pc.sum(committed["bytes"]).as_py() / rows, True) if rows else (_FLOAT_BYTES * model.dimensions, False)
 
 
-def sample_texts(pending: Sequence[Unit], model: ModelSpec, columns: Columns, seed: str) -> TextSample | None:
+def sample_texts(pending: Sequence[Unit], model: ModelSpec, columns: Columns, seed: str, long: LongTexts = TRUNCATE) -> TextSample | None:
     """Tokenize blocks of rows from all over the pending units; None where none could be read.
 
     One block of each of equal parts of the rows, at a random place, the same one for the same `seed`; the error is that of a mean
@@ -131,21 +137,22 @@ def sample_texts(pending: Sequence[Unit], model: ModelSpec, columns: Columns, se
     read, unreadable = _read(_blocks(pending, seed), replace(columns, copied=()))
     if not read:
         return None
-    tokenizer = Tokenizer(model, model_folder(model, weights=False))
-    tokens = tokenizer([text for texts in read for text in texts if text is not None])
+    windows = Windows(Tokenizer(model, model_folder(model, weights=False)), model.max_tokens, long)
+    pieces = windows([text for texts in read for text in texts if text is not None])
     rows = np.array([len(texts) for texts in read])
     with_text = np.array([sum(text is not None for text in texts) for texts in read])
+    lengths = np.bincount(pieces.texts_P, pieces.tokens.lengths, minlength=int(with_text.sum()))
     ends = np.cumsum(with_text)
-    per_block = np.add.reduceat(np.append(tokens.lengths, 0), ends - with_text) * (with_text > 0)
+    per_block = np.add.reduceat(np.append(lengths, 0), ends - with_text) * (with_text > 0)
     share = rows.sum() / sum(unit.num_rows for unit in pending)
     mean = per_block.sum() / rows.sum()
     return TextSample(
-        tokens=tokens,
+        tokens=pieces.tokens,
         rows=int(rows.sum()),
         tokens_per_row=float(mean),
         tokens_error=_standard_error(per_block - mean * rows, rows) * math.sqrt(max(0.0, 1 - share)),
-        truncated_share=float(tokens.truncated.sum() / rows.sum()),
-        rejected_share=float(1 - with_text.sum() / rows.sum()),
+        truncated_share=float(pieces.tokens.truncated.sum() / rows.sum()),
+        rejected_share=float(1 - (with_text.sum() - len(pieces.too_long)) / rows.sum()),
         unreadable=unreadable,
     )
 

@@ -6,8 +6,9 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,8 +16,11 @@ from embedding.corpus.plan import SourceLayout, Unit, make_unit
 from embedding.corpus.reader import Columns, read_unit, text_faults
 from embedding.errors import CorpusError, EmbeddingJobError
 from embedding.model.measure import Measured, budgets_from, measure
-from embedding.model.spec import ModelSpec
+from embedding.model.spec import TRUNCATE, LongTexts, ModelSpec
 from embedding.run.models import model_folder
+
+if TYPE_CHECKING:
+    from embedding.model.embedder import Embedder
 
 _PLACES = 32
 _SAMPLE_ROWS = {"cpu": 2_048, "cuda": 16_384}
@@ -45,6 +49,7 @@ class ProbeJob:
     """Part of a GPU that is the worker's own."""
     threads: int | None
     """CPU threads of the encoder, None for a GPU worker."""
+    long_text: LongTexts = TRUNCATE
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,27 @@ class Probe:
         texts, row_bytes = _read(job.sample, job.columns, head_chars=_CHARS_PER_TOKEN * job.model.max_tokens)
         embedder = Embedder(job.model, device=job.device, threads=job.threads, folder=model_folder(job.model))
         budgets = budgets_from(job.model.max_tokens) if job.batch_tokens is None else [job.batch_tokens]
-        pace = measure(embedder, DeviceMemory(job.device, job.share), texts, budgets)
-        return Findings(embedder.description["device"], len(texts), row_bytes + 4 * embedder.dim, pace)
+        pieces = _pieces(embedder, texts, job.long_text)
+        pace = measure(embedder, DeviceMemory(job.device, job.share), pieces, budgets)
+        share = len(texts) / len(pieces)
+        vector_bytes = 4 * embedder.dim / (share if job.long_text.how == "chunk" else 1)
+        rows_pace = replace(pace, rows_per_second=pace.rows_per_second * share)
+        return Findings(embedder.description["device"], len(texts), row_bytes + vector_bytes, rows_pace)
+
+
+def _pieces(embedder: Embedder, texts: Sequence[str], long: LongTexts) -> Sequence[str]:
+    """What is encoded of the texts.
+
+    Raises:
+        CorpusError: nothing is.
+    """
+    if long.how == "truncate":
+        return texts
+    found = embedder.windows(long)(texts)
+    places = zip(found.texts_P.tolist(), found.starts_P.tolist(), found.ends_P.tolist(), strict=True)
+    if pieces := [texts[text][start:end] for text, start, end in places]:
+        return pieces
+    raise CorpusError("no text of the sample would be embedded")
 
 
 def sample_units(layouts: Sequence[SourceLayout], device: str, limit_rows: int | None) -> list[Unit]:

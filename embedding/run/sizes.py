@@ -23,7 +23,7 @@ from embedding.run.cluster import Cluster
 from embedding.run.pipeline import run_probe
 from embedding.run.placement import Placement, place_workers
 from embedding.run.probe import Findings, ProbeJob, sample_units
-from embedding.run.settings import default_unit_rows
+from embedding.run.settings import default_unit_rows, long_texts_of
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +103,7 @@ def _probe_job(config: JobConfig, layouts: Sequence[SourceLayout], columns: Colu
         device=placement.device,
         share=min(1.0, placement.gpus),
         threads=placement.threads,
+        long_text=long_texts_of(config),
     )
 
 

@@ -18,7 +18,7 @@ from embedding.corpus.plan import Unit, plan_units
 from embedding.corpus.reader import Columns, read_layouts
 from embedding.corpus.sources import list_sources
 from embedding.errors import ConfigError, OutputBusyError
-from embedding.model.spec import ModelSpec, resolve_model
+from embedding.model.spec import LongTexts, ModelSpec, resolve_model
 from embedding.model.tokenizer import Tokenizer
 from embedding.run.estimate import sample_texts
 from embedding.run.foretold import lines
@@ -70,6 +70,18 @@ def test_few_rows_are_all_counted(tmp_path: Path, model: ModelSpec) -> None:
     assert truth.truncated.any()
     assert found.truncated_share == pytest.approx(truth.truncated.sum() / 300)
     assert found.rejected_share == pytest.approx(2 / 300)
+
+
+def test_long_texts_count_as_what_becomes_of_them(tmp_path: Path, model: ModelSpec) -> None:
+    texts = ["a few words", "word " * (3 * model.max_tokens)] * 30
+    units = units_of(write(tmp_path, [*texts]))
+    chunked = sample_texts(units, model, Columns("text"), "seed", LongTexts("chunk"))
+    rejected = sample_texts(units, model, Columns("text"), "seed", LongTexts("reject"))
+    assert chunked is not None
+    assert rejected is not None
+    assert chunked.tokens_per_row * 60 == chunked.tokens.lengths.sum() > 30 * 3 * model.max_tokens
+    assert (chunked.truncated_share, chunked.rejected_share) == (0, 0)
+    assert (rejected.truncated_share, rejected.rejected_share) == (0, 0.5)
 
 
 def test_the_error_is_as_large_as_it_says(tmp_path: Path, model: ModelSpec) -> None:

@@ -15,6 +15,7 @@ from embedding.corpus.reader import Columns, read_layouts
 from embedding.corpus.sources import Source, list_sources
 from embedding.errors import CorpusError
 from embedding.model.measure import Measured, Trial
+from embedding.model.spec import LongTexts
 from embedding.run import pipeline
 from embedding.run.probe import Findings, Probe, ProbeJob, sample_units
 from embedding.run.sizes import batch_tokens, unit_rows
@@ -118,9 +119,13 @@ def test_a_sample_is_measured(tiny_model: Path, tmp_path: Path) -> None:
 def test_long_texts_make_a_smaller_sample(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedding.run.probe._SAMPLE_CHARS", 64_000)
     source = corpora.Corpus({"a.parquet": corpora.parquet(pa.table({"text": ["word " * 1000] * 300}))}, []).write(tmp_path / "in")
-    found = Probe(probe_job(source, tiny_model, Columns("text"))).find()
+    job = probe_job(source, tiny_model, Columns("text"))
+    found = Probe(job).find()
     assert found.sample_rows == 100  # of 5,000 characters, the model reads no further than 640
     assert found.row_bytes > 5_000
+
+    chunked = Probe(replace(job, long_text=LongTexts("chunk"))).find()
+    assert chunked.row_bytes > found.row_bytes + 4 * WIDTH  # a text has several vectors then
 
 
 def test_what_a_large_corpus_needs_is_measured_recorded_and_kept(embed: Embed, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
