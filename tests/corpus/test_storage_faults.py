@@ -210,6 +210,8 @@ def test_a_folder_that_may_not_be_written(call: str) -> None:
         expect_refusal(AccessError, f"writing {folder}/new/out is not allowed: ", lambda storage: storage.require_writable("probe"), look)
         Path(folder).chmod(0o755)
         look.require_writable("probe")
+        with pytest.raises(ConfigError, match=r"/a failed: .*/a is no folder; check the path"):
+            open_storage(f"{folder}/a").require_writable("probe")
         assert [path.name for path in Path(folder).iterdir()] == ["a"]
 
 
