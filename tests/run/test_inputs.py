@@ -105,7 +105,7 @@ def test_a_run_on_a_cluster_goes_on_without_a_line_that_is_broken(embed: Embed, 
         embed(input=str(source), output=output)
     summary = embed(input=str(source), output=output, input_format="jsonl")
     assert (summary.status, summary.units_failed, summary.rows_out) == ("failed units", 1, len(TEXTS) - 8)  # of which one has no text
-    assert "a.jsonl: row 15: no JSON object" in str(summary.failures[0]["error"])
+    assert "a.jsonl: row 15: no JSON object" in str(summary.failures[0])
     (source / "a.jsonl").write_text("\n".join(rows))
     assert embed(input=str(source), output=output, input_format="jsonl").status == "complete"
     assert outputs.table(output)["id"].to_pylist() == [f"{number:03}" for number, text in enumerate(TEXTS) if text is not None]
