@@ -21,7 +21,9 @@ from embedding.corpus.reader import Columns, read_layouts
 from embedding.corpus.sources import list_sources
 from embedding.corpus.storage import filesystem_of, is_local
 from embedding.model.embedder import EmbeddedTexts, Embedder
+from embedding.model.spec import LongTexts
 from embedding.model.tokenizer import TokenizedTexts
+from embedding.model.windows import Pieces
 from embedding.run.worker import EmbeddingWorker, WorkerJob
 
 COLUMNS = Columns("text", ("id",))
@@ -87,9 +89,14 @@ def sleeping_worker(seconds_per_row: float) -> type[EmbeddingWorker]:
         packed = True
         description: Mapping[str, str] = {"batches": "none"}
 
-        def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
-            rows = len(texts)
-            return TokenizedTexts(np.zeros(rows, np.int32), np.arange(rows + 1), np.zeros(rows, np.bool_))
+        def windows(self, long: LongTexts) -> Callable[[Sequence[str]], Pieces]:
+            del long
+            return self.pieces
+
+        def pieces(self, texts: Sequence[str]) -> Pieces:
+            rows, none = np.arange(len(texts)), np.zeros(len(texts), np.int64)
+            tokens = TokenizedTexts(np.zeros(len(texts), np.int32), np.arange(len(texts) + 1), np.zeros(len(texts), np.bool_))
+            return Pieces(tokens, rows, none, none, rows[:0])
 
         def embed(self, tokens: TokenizedTexts, batch_tokens: int) -> EmbeddedTexts:
             rows = len(tokens.lengths)
