@@ -166,13 +166,14 @@ class _Lines:
             return
         self._next = now + _LOG_SECONDS
         log.info(
-            "%s of %s rows (%s), %s, ETA %s, %s units failed, %s, %s",
+            "%s of %s rows (%s), %s rows/s, %s, %s units failed, ETA %s, %s, %s",
             f"{watched.rows:,}",
             f"{watched.total:,}",
             watched.percent,
+            f"{watched.summary.rows_per_second:,.0f}",
             watched.pace(now),
-            watched.left(now),
             watched.summary.units_failed,
+            watched.left(now),
             watched.workers(now),
             watched.faults(),
         )

@@ -90,7 +90,8 @@ def test_lines_where_there_is_no_terminal(caplog: pytest.LogCaptureFixture, monk
         view.update()  # at once: says nothing
     [line] = caplog.messages
     assert re.fullmatch(
-        r"2,000 of 4,000 rows \(50%\), 2 tokens/s, ETA 5:33:\d\d, 1 units failed, 1 of 4 workers, 1,200 truncated, 3 rejected", line
+        r"2,000 of 4,000 rows \(50%\), 0 rows/s, 2 tokens/s, 1 units failed, ETA 5:33:\d\d, 1 of 4 workers, 1,200 truncated, 3 rejected",
+        line,
     )
 
 
