@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self, TextIO
+from typing import Protocol, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -205,12 +205,14 @@ class OtherVoices(io.StringIO):
         return len(text)
 
 
-class _Stderr(logging.StreamHandler[TextIO]):
+class _Stderr(logging.Handler):
     """Writes to what sys.stderr is by then: while a view shows, that puts lines above it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.setStream(sys.stderr)
-        super().emit(record)
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except OSError:  # whoever read it is gone
+            self.handleError(record)
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
