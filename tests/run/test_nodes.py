@@ -84,8 +84,8 @@ def embed(place: Place, trace: Trace, source: str, tiny_model: Path, tmp_path: P
     def run(worker: type[EmbeddingWorker], on_record: OnRecord = lambda _: None, **options: Any) -> tuple[str, Summary, list[CommitRecord]]:
         records: list[CommitRecord] = []
 
-        def watched(units: Sequence[Unit], told: WorkerJob, placement: Placement) -> Iterator[CommitRecord]:
-            for record in pipeline.run_units(units, told, placement, worker):
+        def watched(units: Sequence[Unit], told: WorkerJob, placement: Placement, **options: Any) -> Iterator[CommitRecord]:
+            for record in pipeline.run_units(units, told, placement, worker, **options):
                 records.append(record)
                 yield record
                 on_record(records)

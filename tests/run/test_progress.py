@@ -51,7 +51,7 @@ def test_a_run_on_a_terminal(command: list[str | Path], ray_cluster: RayCluster,
         assert terminal.process.returncode == 0
         assert not terminal.cursor_hidden
     assert count(last, r"^\d\d:\d\d:\d\d WARNING the model runs padded: ") == 1
-    assert [count(last, pattern) for pattern in ("━━━", "starting workers", "of 2,000 rows", "2,000 of 2,000 rows, 100%")] == [1, 0, 1, 1]
+    assert [count(last, pattern) for pattern in ("━━━", "starting workers ·", "of 2,000 rows", "2,000 of 2,000 rows, 100%")] == [1, 0, 1, 1]
     [view] = [number for number, line in enumerate(last) if line.startswith("━━━")]
     assert f"{tmp_path}/out" in last[view - 1]
     assert last[view + 4].startswith('{"output": ')
