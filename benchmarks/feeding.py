@@ -24,6 +24,7 @@ from benchmarks.data import make_model
 from benchmarks.simulation import GROUPS, ROWS, planned, sleeping_worker, worker_job, write_corpus
 from benchmarks.stages import Result
 from embedding.corpus.ledger import CommitRecord
+from embedding.run.cluster import quiet_ray
 from embedding.run.pipeline import run_units
 from embedding.run.placement import Placement
 
@@ -93,6 +94,7 @@ def _pool(workers: int) -> Placement:
 @contextmanager
 def _cluster(workers: int) -> Iterator[None]:
     """A cluster with few CPUs besides the workers' own: they stand for cores that are not here, and a process reads on each."""
+    quiet_ray()
     ray.init(
         address="local",
         num_cpus=workers + 2,
@@ -101,7 +103,6 @@ def _cluster(workers: int) -> Iterator[None]:
         log_to_driver=False,
         logging_level=logging.CRITICAL,
     )
-    ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         yield
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -166,21 +165,6 @@ def write_stage(setting: Setting, scratch: Path) -> Result:
     }
 
 
-class _Attempts:
-    """Counts nothing: what fails here is to be seen."""
-
-    def begun(self, key: str) -> int:
-        """No try came to nothing."""
-        return len(key[:0])
-
-    def begin(self, key: str) -> int:
-        """Every try is the first."""
-        return len(key[:1])
-
-    def settle(self, key: str) -> None:
-        """Nothing to forget."""
-
-
 def parquet_stage(setting: Setting, scratch: Path) -> Result:
     """Parquet -> read, tokenize, encode, write, put -> shards, two units at once, against the encoder alone on the same units.
 
@@ -193,6 +177,7 @@ def parquet_stage(setting: Setting, scratch: Path) -> Result:
     from embedding.corpus.plan import plan_units
     from embedding.corpus.reader import Columns, read_layouts
     from embedding.corpus.sources import list_sources
+    from embedding.run.attempts import AttemptCounter
     from embedding.run.exchange import encode_unit
     from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
 
@@ -214,7 +199,7 @@ def parquet_stage(setting: Setting, scratch: Path) -> Result:
         device=setting.device,
         threads=threads if setting.device == "cpu" else None,
     )
-    attempts = _Attempts()
+    attempts = AttemptCounter()
     worker, alone = EmbeddingWorker(job, attempts), Embedder(spec, device=setting.device, threads=threads)
     rows = [setting.texts[unit.first_row : unit.first_row + unit.num_rows] for unit in units]
     ready = [alone.tokenize(texts) for texts in rows]
@@ -223,8 +208,11 @@ def parquet_stage(setting: Setting, scratch: Path) -> Result:
         batches = (pa.table({"unit": [encode_unit(unit)]}) for unit in units)
         with ThreadPoolExecutor(2) as pool:
             done = pool.map(lambda batch: worker(read_stage(batch, columns, attempts, 1)), batches)
-            errors = Counter(record.error for table in done for record in records_from_table(table))
-        assert set(errors) == {""}, errors
+            records = [record for table in done for record in records_from_table(table)]
+        for record in records:
+            attempts.settle(record.unit)  # the next round is not another try
+        errors = {record.error for record in records}
+        assert errors == {""}, errors
 
     def encode() -> None:
         for tokens in ready:

@@ -95,3 +95,8 @@ class Terminated(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(int(ExitCode.TERMINATED))
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else says first, its kind where it says nothing: the rest seldom helps a user."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

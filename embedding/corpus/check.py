@@ -22,9 +22,9 @@ from embedding.corpus.numbers import is_packed, loaded, stored_type
 from embedding.corpus.output import rejected_name
 from embedding.corpus.plan import Unit
 from embedding.corpus.reader import UnitRows, read_unit, text_faults
-from embedding.corpus.shard import EMBEDDING, shard_bytes, shard_footer, shard_table, source_columns, take_rows
+from embedding.corpus.shard import EMBEDDING, identified, shard_bytes, shard_footer, shard_table, take_rows
 from embedding.corpus.storage import Storage
-from embedding.errors import SourceChangedError, SourceError
+from embedding.errors import SourceChangedError, SourceError, first_line
 
 _NORM_TOLERANCE = {"float32": 1e-4, "float16": 1e-3}
 """Vectors are normalized in float32, whatever the encoder's precision: a unit length is off by a few 1e-7. float16 keeps 11 bits."""
@@ -78,7 +78,7 @@ def _check(unit: Unit, rules: Rules, rows: UnitRows, storage: Storage, wanted: S
         said = f"the footer says {record['rejected']} rejected, the list {len(rejected)}"
         raise _WrongError(Kind.WRONG_ROW_COUNT, f"{found} rows for {unit.num_rows} rows of the source; {said}")
     good = good[found_R]
-    expected = take_rows(rows.copied if rules.has_id else _beside(source_columns(unit), rows.copied), good)
+    expected = take_rows(identified(unit, rows.copied, has_id=rules.has_id), good)
     expected = expected if chunks is None else chunks.behind(expected)
     values_RW = _check_columns(shard, expected, rules)
     vectors_RD = loaded(values_RW)
@@ -137,7 +137,7 @@ def _read_shard(data: bytes) -> tuple[pa.Table, dict[str, Any], str]:
         table.validate(full=True)
         return table, shard_footer(io.BytesIO(data)), file.metadata.created_by
     except _NOT_PARQUET as error:
-        raise _WrongError(Kind.UNREADABLE_SHARD, f"it is damaged: {_first_line(error)}") from error
+        raise _WrongError(Kind.UNREADABLE_SHARD, f"it is damaged: {first_line(error)}") from error
 
 
 def _check_footer(unit: Unit, rules: Rules, footer: Mapping[str, Any]) -> None:
@@ -183,7 +183,7 @@ def _read_rejected(unit: Unit, storage: Storage) -> list[dict[str, Any]]:
         table = pq.read_table(pa.BufferReader(data), use_threads=False)
         return list(table.select(["source", "row_index", "id", "reason"]).to_pylist())
     except _NOT_PARQUET as error:
-        raise _WrongError(Kind.WRONG_REJECTED_ROWS, f"{rejected_name(unit.id)} is damaged: {_first_line(error)}") from error
+        raise _WrongError(Kind.WRONG_REJECTED_ROWS, f"{rejected_name(unit.id)} is damaged: {first_line(error)}") from error
 
 
 def _token_columns(rules: Rules) -> dict[str, str]:
@@ -276,15 +276,5 @@ def _samples(texts: _Texts, vectors_RD: NDArray[np.float32], wanted: Sequence[in
             yield Sample(unit_row, texts[row], tuple(vectors_RD[row].tolist()), None if texts.chunks is None else int(row - start))
 
 
-def _beside(left: pa.Table, right: pa.Table) -> pa.Table:
-    for field in right.schema:
-        left = left.append_column(field, right.column(field.name))
-    return left
-
-
 def _one(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

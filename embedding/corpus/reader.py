@@ -20,7 +20,7 @@ from embedding.corpus.plan import SourceLayout, Unit, UnreadableSource
 from embedding.corpus.requests import explained, is_of_store, with_retries
 from embedding.corpus.sources import Source, open_source, require_unchanged
 from embedding.corpus.storage import filesystem_of, is_local
-from embedding.errors import CorpusError, SourceChangedError, SourceError
+from embedding.errors import CorpusError, SourceChangedError, SourceError, first_line
 
 __all__ = ["Columns", "UnitRows", "read_layout", "read_layouts", "read_unit", "settle_columns", "text_faults"]
 
@@ -208,8 +208,4 @@ def _opened(source: Source, kind: Format) -> Iterator[pa.NativeFile | BinaryIO]:
                 raise
             if isinstance(error, RowError):
                 raise SourceError(f"{source.uri}: {error}") from error
-            raise SourceError(f"{source.uri} is no readable {kind.label} file: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+            raise SourceError(f"{source.uri} is no readable {kind.label} file: {first_line(error)}") from error

@@ -30,10 +30,15 @@ def too_long(max_tokens: int) -> str:
     return f"the text has more than max_tokens={max_tokens} tokens"
 
 
-def source_columns(unit: Unit) -> pa.Table:
-    """The identity of a unit's rows where the corpus has no id column: the source's uri and the row's number in it."""
+def identified(unit: Unit, copied: pa.Table, *, has_id: bool) -> pa.Table:
+    """The copied columns of a unit's rows; where the corpus has no id column, the source's uri and the row's number in it before them."""
+    if has_id:
+        return copied
     rows = np.arange(unit.first_row, unit.first_row + unit.num_rows, dtype=np.int64)
-    return pa.table({"source": pa.repeat(unit.source.uri, unit.num_rows), "row_index": rows})
+    table = pa.table({"source": pa.repeat(unit.source.uri, unit.num_rows), "row_index": rows})
+    for field in copied.schema:
+        table = table.append_column(field, copied.column(field.name))
+    return table
 
 
 def take_rows(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:

@@ -90,7 +90,7 @@ class Embedder:
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Token ids of the texts. Safe to call from several threads, also while `embed` runs."""
         tokens = self._tokenizer(texts)
-        _ = tokens.once.longest_first  # kept there, and made here, where no device waits for it
+        tokens.prepare()
         return tokens
 
     def windows(self, long: LongTexts) -> Windows:

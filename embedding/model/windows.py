@@ -101,7 +101,7 @@ class Windows:
         else:
             pieces = Pieces(tokens, rows, np.zeros_like(rows), ends, over)
         for part in pieces.parts:
-            _ = part.distinct  # kept there, and found here, where no device waits for it
+            part.prepare()
         return pieces
 
     def cut(self, text: str) -> tuple[list[tuple[int, int]], TokenizedTexts]:

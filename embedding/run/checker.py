@@ -10,8 +10,8 @@ import pyarrow as pa
 from embedding.corpus.check import check_unit
 from embedding.corpus.findings import CheckedUnit, Finding, Kind, Rules
 from embedding.corpus.storage import open_storage
+from embedding.run.attempts import Attempts
 from embedding.run.exchange import decode_unit, encode_checked
-from embedding.run.worker import Attempts
 
 _MAX_ATTEMPTS = 3
 

@@ -51,7 +51,7 @@ class Cluster:
 
     def _connect(self) -> None:
         """An embedded cluster gets a CPU more than the machine has, for the reads beside a worker that holds them all."""
-        _quiet()
+        quiet_ray()
         options: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
         if not os.environ.get("RAY_ADDRESS"):
             cpus = available_cpus()
@@ -98,7 +98,7 @@ def _without_greeting() -> Iterator[None]:
                     os.write(2, line)
 
 
-def _quiet() -> None:
+def quiet_ray() -> None:
     """Ray's own progress and notices off: the job reports for itself. Ray's log files keep what its Python side says."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     context = ray.data.DataContext.get_current()

@@ -8,21 +8,21 @@ import math
 import random
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import accumulate, cycle, pairwise
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding.config import JobConfig
 from embedding.corpus.ledger import read_ledger
+from embedding.corpus.numbers import stored_type
 from embedding.corpus.output import Output
 from embedding.corpus.plan import Unit, make_unit
-from embedding.corpus.reader import Columns, read_unit, text_faults
-from embedding.errors import SourceError
+from embedding.corpus.reader import Columns, UnitRows, text_faults
 from embedding.model.embedder import Embedder
 from embedding.model.spec import TRUNCATE, LongTexts, ModelSpec
 from embedding.model.tokenizer import TokenizedTexts, Tokenizer
@@ -30,6 +30,7 @@ from embedding.model.windows import Windows
 from embedding.run.models import model_folder
 from embedding.run.placement import Placement
 from embedding.run.report.wording import count
+from embedding.run.sample import read_in_time
 from embedding.run.settings import long_texts_of
 
 log = logging.getLogger(__name__)
@@ -37,11 +38,7 @@ log = logging.getLogger(__name__)
 _BLOCKS = 64
 _BLOCK_ROWS = 16
 """Rows beside each other are alike: many small blocks say more than a few large ones, and each costs a read."""
-_READ_THREADS = 4
-_READ_SECONDS = 10.0
-"""After that the blocks that were read must do."""
 _ENCODE_SECONDS = 2.0
-_FLOAT_BYTES = 4
 _RUNS = "_control/runs"
 _RUNS_BACK = 20
 
@@ -90,7 +87,7 @@ def estimate(
     long = long_texts_of(config)
     sample = sample_texts(pending, model, columns, config.output, long) if pending else None
     rows = sum(unit.num_rows for unit in pending)
-    bytes_per_row, measured = _shard_bytes_per_row(output, model)
+    bytes_per_row, measured = _shard_bytes_per_row(output, stored_type(config.output_dtype, model.dimensions))
     if sample is not None and not measured and long.how == "chunk":
         bytes_per_row *= len(sample.tokens.lengths) / sample.rows
     facts: dict[str, object] = {"rows to do": rows, "shard bytes": round(rows * bytes_per_row), "shard bytes measured": measured}
@@ -100,7 +97,7 @@ def estimate(
         log.warning("a part of the sample cannot be read: %s", sample.unreadable)
     rate = Rate(config.rate, "as --rate says") if config.rate else earlier_rate(output)
     if rate is None and here and len(sample.tokens.ids):
-        rate = rate_here(model, sample.tokens, batch_tokens, placement.device, None if placement.gpus else placement.cpus)
+        rate = rate_here(model, sample.tokens, batch_tokens, placement.device, placement.threads)
     tokens = rows * sample.tokens_per_row
     worker_hours = tokens / rate.tokens_per_second / 3600 if rate else None
     gpu_hours = worker_hours * placement.gpus if worker_hours is not None else None
@@ -120,12 +117,12 @@ def estimate(
     }
 
 
-def _shard_bytes_per_row(output: Output, model: ModelSpec) -> tuple[float, bool]:
+def _shard_bytes_per_row(output: Output, vector: pa.DataType) -> tuple[float, bool]:
     """And whether it is measured on this output's shards: else it is the vectors without what else a shard has."""
     ledger = read_ledger(output.storage, ("bytes", "rows", "error"))
     committed = ledger.filter(pc.equal(ledger["error"], ""))
     rows = pc.sum(committed["rows"]).as_py()
-    return (pc.sum(committed["bytes"]).as_py() / rows, True) if rows else (_FLOAT_BYTES * model.dimensions, False)
+    return (pc.sum(committed["bytes"]).as_py() / rows, True) if rows else (vector.list_size * vector.value_type.bit_width / 8, False)
 
 
 def sample_texts(pending: Sequence[Unit], model: ModelSpec, columns: Columns, seed: str, long: LongTexts = TRUNCATE) -> TextSample | None:
@@ -134,9 +131,10 @@ def sample_texts(pending: Sequence[Unit], model: ModelSpec, columns: Columns, se
     One block of each of equal parts of the rows, at a random place, the same one for the same `seed`; the error is that of a mean
     over clusters.
     """
-    read, unreadable = _read(_blocks(pending, seed), replace(columns, copied=()))
-    if not read:
+    found, unreadable = read_in_time(_blocks(pending, seed), replace(columns, copied=()))
+    if not found:
         return None
+    read = [_texts(rows) for rows in found.values()]
     windows = Windows(Tokenizer(model, model_folder(model, weights=False)), model.max_tokens, long)
     pieces = windows([text for texts in read for text in texts if text is not None])
     rows = np.array([len(texts) for texts in read])
@@ -186,30 +184,10 @@ def _blocks(pending: Sequence[Unit], seed: str) -> list[Unit]:
     return blocks
 
 
-def _read(blocks: Sequence[Unit], columns: Columns) -> tuple[list[list[str | None]], str]:
-    """The texts of the blocks that can be read in time, None for rows that would be rejected; and what was wrong with one that cannot."""
-    deadline = time.monotonic() + _READ_SECONDS
-    read: dict[int, list[str | None]] = {}
-    unreadable = ""
-    turns = random.Random(len(blocks)).sample(range(len(blocks)), len(blocks))  # whatever is read in time is from everywhere
-    pool = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="sample")
-    try:
-        for number, future in [(number, pool.submit(_texts, blocks[number], columns)) for number in turns]:
-            try:
-                read[number] = future.result(max(0.1, deadline - time.monotonic()))
-            except TimeoutError:
-                break
-            except SourceError as error:
-                unreadable = unreadable or str(error)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-    return [read[number] for number in sorted(read)], unreadable
-
-
-def _texts(block: Unit, columns: Columns) -> list[str | None]:
-    text = read_unit(block, columns).text
-    faults = text_faults(text)
-    return [None if row in faults else text[row].as_py() for row in range(len(text))]
+def _texts(rows: UnitRows) -> list[str | None]:
+    """None for rows that would be rejected."""
+    faults = text_faults(rows.text)
+    return [None if row in faults else text.as_py() for row, text in enumerate(rows.text)]
 
 
 def earlier_rate(output: Output) -> Rate | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import secrets
 import time
@@ -19,7 +20,7 @@ from embedding.corpus.plan import SourceLayout, Unit, UnreadableSource, plan_uni
 from embedding.corpus.reader import read_layouts
 from embedding.corpus.sources import absolute, list_sources
 from embedding.corpus.storage import TEMPORARY, filesystem_of, open_storage
-from embedding.errors import AccessError, ConfigError, CorpusError, EmbeddingJobError, StorageError
+from embedding.errors import AccessError, ConfigError, CorpusError, EmbeddingJobError, LeaseLostError, StorageError
 from embedding.model.spec import ModelSpec
 from embedding.run.cluster import Cluster
 from embedding.run.metrics import Metrics
@@ -81,21 +82,22 @@ def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None 
     started = time.monotonic()
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     output = Output(config.output)
+    earlier = functools.cache(lambda: None if config.restart else output.settings())
     _require_apart(config)
-    corpus = _read_corpus(config, output)
+    corpus = _read_corpus(config, earlier)
     with Cluster(looked_at=config.dry_run) as cluster:
-        model, settings = _settle(config, output, cluster, corpus.columns)
+        model, settings = _settle(config, output, earlier(), cluster, corpus.columns)
         if config.dry_run:
             Lease.require_free(output.storage)
             output.storage.require_writable(f"{TEMPORARY}/probe-{secrets.token_hex(8)}")
             plan = _plan(config, output, corpus, model, settings, run_id)
-            plan.summary.plan = _describe(config, output, plan, corpus, cluster)
+            plan.summary.plan = _describe(config, output, plan, corpus, cluster, begun=earlier() is not None)
             _publish_elsewhere(config, _ended(plan.summary, started, on_end))
             return plan.summary
         with Lease.acquire(output.storage, run_id, config.lease_seconds) as lease:
             if config.restart:
                 output.clear()
-            if open_choices(config, output, corpus.layouts, cluster):
+            if earlier() is None and open_choices(config, corpus.layouts, cluster):
                 settings = measured(config, corpus.layouts, corpus.columns, model, settings, cluster)
             plan = _plan(config, output, corpus, model, output.begin(settings), run_id)
             output.remember(plan.settings, _inputs(config), what_was_asked(config, model))
@@ -103,15 +105,30 @@ def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None 
                 _run(config, output, plan, cluster, lease)
             except BaseException as error:
                 plan.summary.status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "crashed"
+                cause = _cause(error, lease)
                 with _failing_quietly():
                     _publish(config, output, _ended(plan.summary, started, on_end))
-                if isinstance(error, AccessError):  # it was allowed when the run began, so running again can help
-                    raise StorageError(f"{error}, then run the same command again to go on") from error
-                raise
+                if cause is error:
+                    raise
+                raise cause from error
             _publish(config, output, _ended(plan.summary, started, on_end))
             if config.report == "yes" and plan.summary.status != "nothing to do":
                 write_report(output, plan.summary, plan.settings, _committed(plan), model=config.model)
     return plan.summary
+
+
+def _cause(error: BaseException, lease: Lease) -> BaseException:
+    """Why the run really ended, of what it met last."""
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return error
+    with _failing_quietly():
+        try:
+            lease.check()
+        except LeaseLostError as lost:  # a process that was suspended long enough for that finds other things broken too
+            return lost
+    if isinstance(error, AccessError):  # it was allowed when the run began, so running again can help
+        return StorageError(f"{error}, then run the same command again to go on")
+    return error
 
 
 @contextmanager
@@ -142,14 +159,14 @@ def _require_apart(config: JobConfig) -> None:
             raise ConfigError(f"--output {config.output} lies inside --input {url} and would be read as corpus; choose a folder beside it")
 
 
-def _read_corpus(config: JobConfig, output: Output) -> _Corpus:
-    """List the source files and read their footers.
+def _read_corpus(config: JobConfig, earlier: Callable[[], JobSettings | None]) -> _Corpus:
+    """List the source files and read their footers; `earlier` tells what the output was begun with, where that matters.
 
     Raises:
         CorpusError: the corpus as a whole cannot be used, or a file cannot be read and --bad-rows=fail.
     """
     sources = list_sources(config.input, config.input_format)
-    columns = columns_of_corpus(config, sources, lambda: None if config.restart else output.settings())
+    columns = columns_of_corpus(config, sources, earlier)
     unreadable: list[UnreadableSource] = []
     layouts = list(read_layouts(sources, columns, unreadable if config.bad_rows == "reject" else None))
     if unreadable and not layouts:
@@ -161,9 +178,10 @@ def _read_corpus(config: JobConfig, output: Output) -> _Corpus:
     return _Corpus(columns, layouts, unreadable)
 
 
-def _settle(config: JobConfig, output: Output, cluster: Cluster, columns: Columns) -> tuple[ModelSpec, JobSettings]:
+def _settle(
+    config: JobConfig, output: Output, existing: JobSettings | None, cluster: Cluster, columns: Columns
+) -> tuple[ModelSpec, JobSettings]:
     """The model and settings of this run: what the output was begun with, checked against the options, else first choices."""
-    existing = None if config.restart else output.settings()
     if existing is None:
         device = place_workers(config, cluster.nodes()).device
         model = find_model(config, precision=first_precision(config, device))
@@ -203,13 +221,12 @@ def _plan(config: JobConfig, output: Output, corpus: _Corpus, model: ModelSpec, 
     return _Plan(corpus.columns, model, settings, units, pending, stale, summary)
 
 
-def _describe(config: JobConfig, output: Output, plan: _Plan, corpus: _Corpus, cluster: Cluster) -> dict[str, object]:
+def _describe(config: JobConfig, output: Output, plan: _Plan, corpus: _Corpus, cluster: Cluster, *, begun: bool) -> dict[str, object]:
     from embedding.run.estimate import estimate
 
     placement = place_workers(config, cluster.nodes())
     kept = plan.settings.kept
-    still_open = open_choices(config, output, corpus.layouts, cluster)
-    begun = not config.restart and output.settings() is not None
+    still_open = [] if begun else open_choices(config, corpus.layouts, cluster)
     origin = "this output's first run" if begun else "as given, or the default for this hardware; a run would keep them"
     can_try = cluster.is_here and placement.fitting > 0
     facts = estimate(config, output, plan.pending, corpus.columns, plan.model, kept["batch_tokens"], placement, here=can_try)

@@ -9,7 +9,6 @@ import functools
 import logging
 import re
 import socket
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
@@ -23,6 +22,7 @@ from embedding.corpus.findings import CheckedUnit
 from embedding.corpus.ledger import CommitRecord, records_from_table
 from embedding.corpus.plan import Unit
 from embedding.errors import EmbeddingJobError, ModelError
+from embedding.run.attempts import AttemptCounter
 from embedding.run.checker import CheckJob, check_stage
 from embedding.run.exchange import decode_checked, encode_unit
 from embedding.run.placement import READ_CPUS, Placement
@@ -176,28 +176,8 @@ class _Starting:
         return self._worker(batch)
 
 
-class _AttemptCounter:
-    """Lives in an actor of its own, so that its counts outlive the processes that die."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-
-    def begun(self, key: str) -> int:
-        return self._counts[key]
-
-    def begin(self, key: str) -> int:
-        self._counts[key] += 1
-        return self._counts[key]
-
-    def settle(self, key: str) -> None:
-        self._counts.pop(key, None)
-
-    def unsettled(self) -> int:
-        return len({key.removeprefix("read ") for key in self._counts})
-
-
 class _RemoteAttempts:
-    """The counter as reads and workers see it."""
+    """A counter as reads and workers see it: it lives in an actor of its own, which outlives the processes that die."""
 
     def __init__(self, counter: Any) -> None:
         self._counter = counter
@@ -206,7 +186,7 @@ class _RemoteAttempts:
     def start(cls) -> Self:
         """A counter on the driver's node, which lives as long as the run."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        counter: Any = ray.remote(_AttemptCounter)
+        counter: Any = ray.remote(AttemptCounter)
         return cls(counter.options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here).remote())
 
     def begun(self, key: str) -> int:
@@ -214,6 +194,12 @@ class _RemoteAttempts:
 
     def begin(self, key: str) -> int:
         return int(ray.get(self._counter.begin.remote(key)))
+
+    def fail(self, key: str, reason: str) -> None:
+        ray.get(self._counter.fail.remote(key, reason))
+
+    def reason(self, key: str) -> str:
+        return str(ray.get(self._counter.reason.remote(key)))
 
     def settle(self, key: str) -> None:
         self._counter.settle.remote(key)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -13,11 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from embedding.corpus.plan import SourceLayout, Unit, make_unit
-from embedding.corpus.reader import Columns, read_unit, text_faults
-from embedding.errors import CorpusError, EmbeddingJobError
+from embedding.corpus.reader import Columns, text_faults
+from embedding.errors import CorpusError
 from embedding.model.measure import Measured, budgets_from, measure
 from embedding.model.spec import TRUNCATE, LongTexts, ModelSpec
 from embedding.run.models import model_folder
+from embedding.run.sample import read_in_time
 
 if TYPE_CHECKING:
     from embedding.model.embedder import Embedder
@@ -30,9 +28,6 @@ _PLACE_BYTES = 2**20
 _SAMPLE_CHARS = 2**23
 """Two million tokens, more than any batch holds, take the slower tokenizer seven seconds."""
 _CHARS_PER_TOKEN = 4
-_READS_AT_ONCE = 8
-_READ_SECONDS = 10
-"""After so long the places that were read must do: row groups can be large and stores slow."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +113,6 @@ def sample_units(layouts: Sequence[SourceLayout], device: str, limit_rows: int |
         fitting = _PLACE_BYTES * layout.num_rows // max(1, layout.source.size)
         wanted = min(rows, max(1, fitting), -(-_SAMPLE_ROWS[device] // places))
         units.append(make_unit(layout.source, first_row, wanted, "sample", near=layout.mark_before(first_row)))
-    random.Random(0).shuffle(units)  # so that the first of them are spread as well
     return units
 
 
@@ -140,23 +134,11 @@ def _read(sample: Sequence[Unit], columns: Columns, head_chars: int) -> tuple[li
     Raises:
         CorpusError: no text was found.
     """
-    deadline = time.monotonic() + _READ_SECONDS
-    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        found = [part for part in pool.map(lambda unit: _read_place(unit, columns, deadline), sample) if part is not None]
-    texts = [text for part, _ in found for text in part]
+    found, _ = read_in_time(sample, columns)
+    parts = [rows.text.take(np.delete(np.arange(len(rows.text)), list(text_faults(rows.text)))) for rows in found.values()]
+    texts = [text for part in parts for text in part.to_pylist()]
     if not any(texts):
         raise CorpusError("no text of the sample could be read")
     sizes = np.minimum([len(text) for text in texts], head_chars)
     enough = 1 + int(np.searchsorted(np.cumsum(sizes), _SAMPLE_CHARS))
-    return texts[:enough], sum(size for _, size in found) / len(texts)
-
-
-def _read_place(unit: Unit, columns: Columns, deadline: float) -> tuple[list[str], int] | None:
-    if time.monotonic() > deadline:
-        return None
-    try:
-        rows = read_unit(unit, columns)
-    except EmbeddingJobError:
-        return None
-    good = np.delete(np.arange(unit.num_rows), list(text_faults(rows.text)))
-    return rows.text.take(good).to_pylist(), rows.text.nbytes + rows.copied.nbytes
+    return texts[:enough], sum(rows.text.nbytes + rows.copied.nbytes for rows in found.values()) / len(texts)

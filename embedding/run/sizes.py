@@ -13,7 +13,7 @@ import numpy as np
 
 from embedding.config import JobConfig
 from embedding.corpus.columns import Columns
-from embedding.corpus.output import JobSettings, Output
+from embedding.corpus.output import JobSettings
 from embedding.corpus.plan import SourceLayout
 from embedding.errors import EmbeddingJobError
 from embedding.model.batching import default_batch_tokens
@@ -41,10 +41,10 @@ _LEAST_ROWS = 512
 """Smaller units cost Ray more than they help, however many the workers are."""
 
 
-def open_choices(config: JobConfig, output: Output, layouts: Sequence[SourceLayout], cluster: Cluster) -> list[str]:
-    """The sizes that a run measures when it begins: those left open, for a new output and a corpus that is worth it."""
+def open_choices(config: JobConfig, layouts: Sequence[SourceLayout], cluster: Cluster) -> list[str]:
+    """The sizes that a run measures when it begins a new output: those left open, for a corpus that is worth it."""
     names = [name for name in ("unit_rows", "batch_tokens") if getattr(config, name) == "auto"]
-    if not names or not (config.restart or output.settings() is None):
+    if not names:
         return []
     device = place_workers(config, cluster.nodes()).device
     return names if _rows(config, layouts) > _WORTH_UNITS * default_unit_rows(device) else []

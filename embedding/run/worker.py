@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +24,10 @@ from embedding.corpus.numbers import LARGEST_HALF, stored
 from embedding.corpus.output import Output, rejected_name
 from embedding.corpus.plan import Unit
 from embedding.corpus.reader import Columns, UnitRows, read_unit, text_faults
-from embedding.corpus.shard import NOT_FINITE, shard_bytes, shard_table, source_columns, too_long
+from embedding.corpus.shard import NOT_FINITE, identified, shard_bytes, shard_table, too_long
 from embedding.errors import AccessError, BadRowsError, EmbeddingJobError, StorageFullError
 from embedding.model.spec import TRUNCATE, LongTexts, ModelSpec
+from embedding.run.attempts import Attempts
 from embedding.run.exchange import decode_rows, decode_unit, encode_rows, read_result
 from embedding.run.models import model_folder
 from embedding.run.pieces import embed_pieces, shard_rows
@@ -38,19 +39,6 @@ log = logging.getLogger(__name__)
 
 _REASON_CHARS = 500
 """Other people's errors can quote what they met, a whole text for instance."""
-
-
-class Attempts(Protocol):
-    """Counts tries over all processes of a run, those that died included."""
-
-    def begun(self, key: str) -> int:
-        """Tries so far."""
-
-    def begin(self, key: str) -> int:
-        """Count a try: 1 for the first."""
-
-    def settle(self, key: str) -> None:
-        """Forget the key: its try came to an end."""
 
 
 @dataclass(frozen=True)
@@ -156,15 +144,14 @@ class EmbeddingWorker:
 
         Its first try has another unit beside it; one that died or failed is tried alone, so that it takes no other with it again.
         """
-        error = "its worker process died each time"
         for _ in range(self._job.max_unit_attempts + 1):
             with self._turns.take(alone=self._attempts.begun(unit.id) > 0):
                 attempt = self._attempts.begin(unit.id)
-                if attempt > self._job.max_unit_attempts:
-                    break
                 try:
                     if attempt > 1 and (record := self._output.committed_record(unit)) is not None:
                         return record  # an earlier process died between the put and its answer
+                    if attempt > self._job.max_unit_attempts:
+                        break
                     return self._commit(unit, rows)
                 except BadRowsError as caught:
                     return self._failed(unit, str(caught))
@@ -172,7 +159,8 @@ class EmbeddingWorker:
                     raise
                 except Exception as caught:  # whatever a unit does, the run goes on without it
                     log.warning("unit %s failed in attempt %d", unit.id, attempt, exc_info=not isinstance(caught, EmbeddingJobError))
-                    error = reason_of(caught)
+                    self._attempts.fail(unit.id, reason_of(caught))  # kept there: a neighbour may end this process yet
+        error = self._attempts.reason(unit.id) or "its worker process died each time"
         return self._failed(unit, f"{error} (set aside after {self._job.max_unit_attempts} attempts)")
 
     def _note(self, batch_tokens: int) -> str:
@@ -212,9 +200,9 @@ class EmbeddingWorker:
         faults |= dict.fromkeys(good[made.not_finite].tolist(), NOT_FINITE)
         self._require_none(unit, faults)
         facts = {"rejected": len(faults), **made.facts()}
-        identified = rows.copied if self._job.has_id else _side_by_side(source_columns(unit), rows.copied)
         token_columns = made.token_columns() if self._job.token_columns else {}
-        table = shard_table(made.identified(identified, good), stored(made.vectors_SD, self._job.output_dtype), token_columns)
+        copied = identified(unit, rows.copied, has_id=self._job.has_id)
+        table = shard_table(made.identified(copied, good), stored(made.vectors_SD, self._job.output_dtype), token_columns)
         footer = {"unit": unit.identity(), "record": facts, "provenance": self._job.provenance}
         data = shard_bytes(table, footer, byte_stream_split=self._job.byte_stream_split)
         if faults:  # before the shard, so that one commit covers both
@@ -247,12 +235,6 @@ def rejected_table(unit: Unit, ids: pa.ChunkedArray | None, faults: dict[int, st
             "reason": [faults[row] for row in rows.tolist()],
         }
     )
-
-
-def _side_by_side(left: pa.Table, right: pa.Table) -> pa.Table:
-    for name in right.column_names:
-        left = left.append_column(right.schema.field(name), right.column(name))
-    return left
 
 
 def reason_of(error: Exception) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from embedding.corpus import shard
 from embedding.corpus.plan import make_unit
-from embedding.corpus.shard import shard_bytes, shard_footer, shard_table, source_columns, take_rows
+from embedding.corpus.shard import identified, shard_bytes, shard_footer, shard_table, take_rows
 from embedding.corpus.sources import Source
 from embedding.errors import EmbeddingJobError
 from tests.corpus.reading import every_type
@@ -157,7 +157,10 @@ def test_a_shard_that_does_not_read_back_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 def test_rows_without_an_id_are_named_by_their_place() -> None:
-    assert source_columns(UNIT).to_pydict() == {"source": ["s3://b/a.parquet"] * 4, "row_index": [1000, 1001, 1002, 1003]}
+    copied = pa.table({"more": ["a", "b", "c", "d"]})
+    named = identified(UNIT, copied, has_id=False)
+    assert named.to_pydict() == {"source": ["s3://b/a.parquet"] * 4, "row_index": [1000, 1001, 1002, 1003], "more": [*"abcd"]}
+    assert identified(UNIT, copied, has_id=True) is copied
 
 
 @given(st.lists(st.booleans(), min_size=4, max_size=4))

@@ -10,7 +10,6 @@ import shlex
 import ssl
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -28,6 +27,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from embedding.run.cli import parse
+from tests.support.serving import serving
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "deploy" / "kuberay" / "embed_corpus.py"
@@ -148,14 +148,8 @@ def recording_api(folder: Path) -> Iterator[tuple[int, list[tuple[str, str | Non
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate(folder), folder / "key.pem")
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with serving(server):
         yield server.server_port, requests
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.mark.parametrize(("arguments", "code", "called_off"), [(["--inptu", "x"], 2, True), (["--help"], 0, False)], ids=["2", "0"])

@@ -24,22 +24,7 @@ import pyarrow as pa
 
 from embedding.corpus.columns import Columns
 from embedding.corpus.formats.names import Format, format_by_name
-from embedding.corpus.plan import plan_units
-from embedding.corpus.reader import read_layout, read_unit
-from embedding.corpus.sources import list_sources
-from embedding.errors import CorpusError, SourceError
-from tests.fuzz.reader import (
-    HANG_SECONDS,
-    MEMORY_BYTES,
-    READ_ERRORS,
-    MisreadError,
-    Rows,
-    check_faults,
-    one_sentence,
-    pairs,
-    peak_bytes,
-    say,
-)
+from tests.fuzz.reader import HANG_SECONDS, MEMORY_BYTES, READ_ERRORS, MisreadError, pairs, peak_bytes, read_file, say
 from tests.support.corpora import sentences
 
 UNIT_ROWS, BATCH_ROWS = 8, 11
@@ -108,22 +93,9 @@ def judge(path: Path) -> dict[str, str]:
     """
     kind = format_by_name(path.name)
     assert kind is not None
-    columns = Columns("text", ("id",), None, kind, TYPES if kind is Format.JSONL else None)
-    [source] = list_sources([str(path)])
-    found: Rows = {}
-    refusals = []
-    try:
-        units = list(plan_units([read_layout(source, columns)], unit_rows=UNIT_ROWS, fingerprint="f"))
-    except (SourceError, CorpusError) as error:
-        return {"outcome": "refused", "why": one_sentence(error, source.uri)}
-    for unit in units:
-        try:
-            read = read_unit(unit, columns)
-        except SourceError as error:
-            refusals.append(one_sentence(error, source.uri))
-            continue
-        found |= dict(enumerate(pairs(read.copied["id"], read.text), unit.first_row))
-        check_faults(read.text)
+    found, refusals = read_file(path, Columns("text", ("id",), None, kind, TYPES if kind is Format.JSONL else None), UNIT_ROWS)
+    if found is None:
+        return {"outcome": "refused", "why": refusals[0]}
     expected = dict(REFERENCES[kind](path.read_bytes(), path.name))
     for row, values in found.items():
         if kind is Format.CSV:

@@ -51,22 +51,9 @@ def judge(damaged: Mutant, folder: Path, sound: Rows) -> dict[str, str]:
     """
     path = folder / "mutant.parquet"
     path.write_bytes(damaged.data)
-    columns = Columns(damaged.original.text_column, ("id",))
-    [source] = list_sources([str(path)])
-    try:
-        units = list(plan_units([read_layout(source, columns)], unit_rows=UNIT_ROWS, fingerprint="f"))
-    except (SourceError, CorpusError) as error:
-        return {"outcome": "refused", "why": one_sentence(error, source.uri)}
-    found: Rows = {}
-    refusals = []
-    for unit in units:
-        try:
-            read = read_unit(unit, columns)
-        except SourceError as error:
-            refusals.append(one_sentence(error, source.uri))
-            continue
-        found |= dict(enumerate(pairs(read.copied["id"], read.text), unit.first_row))
-        check_faults(read.text)
+    found, refusals = read_file(path, Columns(damaged.original.text_column, ("id",)), UNIT_ROWS)
+    if found is None:
+        return {"outcome": "refused", "why": refusals[0]}
     expected, whole = _reference(damaged)
     if found.items() - expected.items():
         number = min(row for row in found if expected.get(row) != found[row])
@@ -80,6 +67,30 @@ def judge(damaged: Mutant, folder: Path, sound: Rows) -> dict[str, str]:
     if not refusals:
         return {"outcome": "rows", "why": "as written" if found == sound else "others"}
     return {"outcome": "some" if found else "refused", "why": refusals[0]}
+
+
+def read_file(path: Path, columns: Columns, unit_rows: int) -> tuple[Rows | None, list[str]]:
+    """What the job reads of a file, None where it refuses it as a whole; and its reasons for what it does not read.
+
+    Raises:
+        MisreadError: a reason or a fault is not as it must be.
+    """
+    [source] = list_sources([str(path)])
+    try:
+        units = list(plan_units([read_layout(source, columns)], unit_rows=unit_rows, fingerprint="f"))
+    except (SourceError, CorpusError) as error:
+        return None, [one_sentence(error, source.uri)]
+    found: Rows = {}
+    refusals = []
+    for unit in units:
+        try:
+            read = read_unit(unit, columns)
+        except SourceError as error:
+            refusals.append(one_sentence(error, source.uri))
+            continue
+        found |= dict(enumerate(pairs(read.copied["id"], read.text), unit.first_row))
+        check_faults(read.text)
+    return found, refusals
 
 
 def one_sentence(error: Exception, uri: str) -> str:

@@ -180,6 +180,12 @@ def test_texts_that_fit_are_pieces_of_their_own(case: Case) -> None:
     assert [row.tolist() for row in ids] == reference([PROMPT + piece for piece in slices])["input_ids"]
 
 
+def test_pieces_are_ready_to_be_encoded_before_a_device_is_taken(case: Case) -> None:
+    for how in ("truncate", "chunk", "average"):
+        for part in Windows(case.tokenizer, MAX_TOKENS, LongTexts(how))(["short", LONG, "short"]).parts:
+            assert "longest_first" in part.once.__dict__
+
+
 def test_texts_are_rejected_or_cut_as_asked(letters: Case) -> None:
     texts = ["short", LONG, "fits"]
     rejected = Windows(letters.tokenizer, MAX_TOKENS, LongTexts("reject"))(texts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from embedding.corpus.plan import Unit, plan_units
 from embedding.corpus.reader import read_layouts
 from embedding.corpus.sources import absolute, list_sources
 from embedding.errors import EmbeddingJobError
+from embedding.run.attempts import AttemptCounter
 from embedding.run.checker import CheckJob, check_stage
 from embedding.run.exchange import decode_checked, encode_unit
 from embedding.run.models import find_model
@@ -25,23 +25,6 @@ from embedding.run.proof.result import Proof
 from embedding.run.proof.verify import examine, model_of_output
 from embedding.run.settings import columns_of_corpus, first_choices, installed_versions, job_settings, long_texts_of, what_was_asked
 from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
-
-
-class Counts:
-    """Attempts of one process."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-
-    def begun(self, key: str) -> int:
-        return self.counts[key]
-
-    def begin(self, key: str) -> int:
-        self.counts[key] += 1
-        return self.counts[key]
-
-    def settle(self, key: str) -> None:
-        self.counts.pop(key, None)
 
 
 def embed_here(source: str, output: str, model: Path | str, run: str = "run", **options: Any) -> list[str]:
@@ -55,7 +38,7 @@ def embed_here(source: str, output: str, model: Path | str, run: str = "run", **
     settings = place.begin(job_settings(config, spec, first_choices(config, spec, "cpu"), inputs, columns))
     place.remember(settings, inputs, what_was_asked(config, spec))
     place.mark_incomplete()
-    attempts, kept = Counts(), settings.kept
+    attempts, kept = AttemptCounter(), settings.kept
     planned = plan_units(
         read_layouts(sources, columns),
         unit_rows=kept["unit_rows"],
@@ -96,7 +79,7 @@ def embed_here(source: str, output: str, model: Path | str, run: str = "run", **
 def check_here(units: Sequence[Unit], job: CheckJob) -> Iterator[CheckedUnit]:
     """What `run_checks` does."""
     for unit in units:
-        yield decode_checked(check_stage(pa.table({"unit": [encode_unit(unit)]}), job, Counts())["checked"][0].as_py())
+        yield decode_checked(check_stage(pa.table({"unit": [encode_unit(unit)]}), job, AttemptCounter())["checked"][0].as_py())
 
 
 def prove_here(output: str, **options: Any) -> Proof:

@@ -131,6 +131,13 @@ def test_a_dry_run_starts_no_ray_and_writes_nothing(tmp_path: Path, tiny_model: 
     assert "tokens      480: 8.0 a row, by 60 rows" in block
 
 
+@pytest.mark.parametrize(("dtype", "vector_bytes"), [("float16", 64), ("binary", 4)])
+def test_bytes_are_those_of_the_numbers_that_are_stored(dry_run: DryRun, tmp_path: Path, dtype: str, vector_bytes: int) -> None:
+    source = write(tmp_path / "in", ["some words"] * 60)
+    plan = dry_run(input=source, output=str(tmp_path / "out"), output_dtype=dtype, rate=1).plan
+    assert (plan["shard bytes"], plan["shard bytes measured"]) == (60 * vector_bytes, False)
+
+
 def test_time_and_cost_at_a_rate_that_is_given(dry_run: DryRun, tmp_path: Path) -> None:
     source = write(tmp_path / "in", ["some words"] * 60)
     options = {"gpus_per_worker": 1, "workers": "1:4", "rate": 0.1, "gpu_hour_price": 3.0}

@@ -21,16 +21,16 @@ from embedding.corpus.reader import Columns, read_layouts
 from embedding.corpus.shard import shard_footer
 from embedding.corpus.sources import list_sources
 from embedding.model.spec import resolve_model
+from embedding.run.attempts import AttemptCounter
 from embedding.run.exchange import encode_unit
 from embedding.run.worker import EmbeddingWorker, WorkerJob, _Turns, read_stage
 from tests.model.tiny import save_model
-from tests.run.here import Counts
 from tests.support import corpora, outputs
 
 COLUMNS = Columns("text", ("id",))
 
 
-def worker_on(model: Path, output: str, attempts: Counts, **options: bool) -> EmbeddingWorker:
+def worker_on(model: Path, output: str, attempts: AttemptCounter, **options: bool) -> EmbeddingWorker:
     spec = resolve_model(JobConfig(input=("x",), output="x", model=str(model)), precision="fp32")
     job = WorkerJob(spec, output, 256, COLUMNS, True, options.get("token_columns", False), {"fingerprint": "f"}, 3, "cpu", None)
     return EmbeddingWorker(job, attempts)
@@ -44,14 +44,14 @@ def unit_of(folder: Path, texts: list[str | None]) -> Unit:
     return unit
 
 
-def process(worker: EmbeddingWorker, unit: Unit, attempts: Counts) -> CommitRecord:
+def process(worker: EmbeddingWorker, unit: Unit, attempts: AttemptCounter) -> CommitRecord:
     batch = read_stage(pa.table({"unit": [encode_unit(unit)]}), COLUMNS, attempts, 3)
     [record] = records_from_table(worker(batch))
     return record
 
 
 def test_a_unit_becomes_a_shard_and_a_record(tiny_model: Path, tmp_path: Path) -> None:
-    attempts, output = Counts(), str(tmp_path / "out")
+    attempts, output = AttemptCounter(), str(tmp_path / "out")
     unit = unit_of(tmp_path / "in", ["one two", None, "three"])
     record = process(worker_on(tiny_model, output, attempts, token_columns=True), unit, attempts)
     assert (record.rows, record.rejected, record.error) == (3, 1, "")
@@ -63,11 +63,11 @@ def test_a_unit_becomes_a_shard_and_a_record(tiny_model: Path, tmp_path: Path) -
     assert record.lengths == length_counts(rows["num_tokens"].to_numpy())
     assert shard_footer(io.BytesIO(outputs.shards(output)[unit.shard]))["record"]["lengths"] == record.lengths
     assert record.bytes == len(outputs.shards(output)[unit.shard])
-    assert attempts.counts == {unit.id: 1}  # until the driver has the record
+    assert (attempts.begun(unit.id), attempts.unsettled()) == (1, 1)  # until the driver has the record
 
 
 def test_a_unit_of_rejected_rows_only_is_committed_empty(tiny_model: Path, tmp_path: Path) -> None:
-    attempts, output = Counts(), str(tmp_path / "out")
+    attempts, output = AttemptCounter(), str(tmp_path / "out")
     record = process(worker_on(tiny_model, output, attempts), unit_of(tmp_path / "in", [None, None]), attempts)
     assert (record.rows, record.rejected, record.error) == (2, 2, "")
     assert outputs.table(output).num_rows == 0
@@ -75,7 +75,7 @@ def test_a_unit_of_rejected_rows_only_is_committed_empty(tiny_model: Path, tmp_p
 
 
 def test_equal_rows_are_counted_and_share_a_vector(tiny_model: Path, tmp_path: Path) -> None:
-    attempts, output = Counts(), str(tmp_path / "out")
+    attempts, output = AttemptCounter(), str(tmp_path / "out")
     unit = unit_of(tmp_path / "in", ["one", "two", None, "one", "one"])
     record = process(worker_on(tiny_model, output, attempts), unit, attempts)
     assert (record.rows, record.rejected, record.duplicates) == (5, 1, 2)
@@ -84,7 +84,7 @@ def test_equal_rows_are_counted_and_share_a_vector(tiny_model: Path, tmp_path: P
 
 
 def test_long_texts_are_counted_as_truncated(tiny_model: Path, tmp_path: Path) -> None:
-    attempts, output = Counts(), str(tmp_path / "out")
+    attempts, output = AttemptCounter(), str(tmp_path / "out")
     unit = unit_of(tmp_path / "in", ["word " * 500, "short"])
     record = process(worker_on(tiny_model, output, attempts, token_columns=True), unit, attempts)
     assert record.truncated == 1
@@ -97,7 +97,7 @@ def test_a_vector_that_is_not_finite_is_rejected_alone(tmp_path: Path) -> None:
     vocabulary = json.loads((model / "tokenizer.json").read_text())["model"]["vocab"]
     weights["embeddings.word_embeddings.weight"][vocabulary["z"]] = torch.nan
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    attempts, output = Counts(), str(tmp_path / "out")
+    attempts, output = AttemptCounter(), str(tmp_path / "out")
     record = process(worker_on(model, output, attempts), unit_of(tmp_path / "in", ["one", "z", "three"]), attempts)
     assert (record.rejected, record.error) == (1, "")
     assert outputs.table(output)["id"].to_pylist() == [0, 2]
@@ -108,21 +108,47 @@ def test_a_vector_that_is_not_finite_is_rejected_alone(tmp_path: Path) -> None:
 def test_a_unit_that_keeps_failing_is_set_aside(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "data").write_text("a file where a folder must be")
-    attempts = Counts()
+    attempts = AttemptCounter()
     record = process(worker_on(tiny_model, str(tmp_path / "out"), attempts), unit_of(tmp_path / "in", ["one"]), attempts)
     assert "set aside after 3 attempts" in record.error
     assert "data" in record.error
 
 
+def died(attempts: AttemptCounter, key: str) -> None:
+    """Three tries that nobody told the end of."""
+    for _ in range(3):
+        attempts.begin(key)
+
+
 def test_a_unit_whose_process_died_is_tried_again_but_not_for_ever(tiny_model: Path, tmp_path: Path) -> None:
-    attempts, output = Counts(), str(tmp_path / "out")
+    attempts, output = AttemptCounter(), str(tmp_path / "out")
     unit = unit_of(tmp_path / "in", ["one"])
     worker = worker_on(tiny_model, output, attempts)
-    attempts.counts[unit.id] = 3
+    died(attempts, unit.id)
     assert "its worker process died each time (set aside after 3 attempts)" in process(worker, unit, attempts).error
     assert outputs.shards(output) == {}
-    attempts.counts[f"read {unit.id}"] = 3
+    died(attempts, f"read {unit.id}")
     assert "its reader died 3 times" in process(worker, unit, attempts).error
+
+
+def test_a_unit_that_failed_keeps_its_reason_where_a_neighbour_then_ends_the_process(tiny_model: Path, tmp_path: Path) -> None:
+    attempts, output = AttemptCounter(), str(tmp_path / "out")
+    unit = unit_of(tmp_path / "in", ["one"])
+    died(attempts, unit.id)
+    attempts.fail(unit.id, "RuntimeError: the encoder broke")
+    record = process(worker_on(tiny_model, output, attempts), unit, attempts)
+    assert record.error == "RuntimeError: the encoder broke (set aside after 3 attempts)"
+    attempts.settle(unit.id)
+    assert (attempts.begun(unit.id), attempts.reason(unit.id)) == (0, "")
+
+
+def test_a_unit_that_was_committed_in_its_last_try_is_done_though_its_process_died(tiny_model: Path, tmp_path: Path) -> None:
+    attempts, output = AttemptCounter(), str(tmp_path / "out")
+    unit = unit_of(tmp_path / "in", ["one"])
+    worker = worker_on(tiny_model, output, attempts)
+    process(worker, unit, attempts)
+    died(attempts, unit.id)
+    assert (process(worker, unit, attempts).error, list(outputs.shards(output))) == ("", [unit.shard])
 
 
 def test_a_unit_that_was_tried_before_is_tried_alone() -> None:
@@ -152,18 +178,19 @@ def test_a_unit_that_was_tried_before_is_tried_alone() -> None:
 
 
 def test_bad_rows_fail_their_unit_at_once_if_asked(tiny_model: Path, tmp_path: Path) -> None:
-    attempts, output = Counts(), str(tmp_path / "out")
+    attempts, output = AttemptCounter(), str(tmp_path / "out")
     worker = worker_on(tiny_model, output, attempts)
     worker._job = replace(worker._job, fails_on_bad_rows=True)
     assert process(worker, unit_of(tmp_path / "good", ["one", ""]), attempts).error == ""
-    record = process(worker, unit_of(tmp_path / "bad", ["one", None]), attempts)
+    unit = unit_of(tmp_path / "bad", ["one", None])
+    record = process(worker, unit, attempts)
     assert record.error.startswith("1 rows cannot be embedded, the first is row 1: text is null; mend them")
-    assert sum(attempts.counts.values()) == 2
+    assert attempts.begun(unit.id) == 1
     assert len(outputs.shards(output)) == 1
 
 
 def test_a_unit_that_was_put_before_its_process_died_is_not_put_again(tiny_model: Path, tmp_path: Path) -> None:
-    attempts, output = Counts(), str(tmp_path / "out")
+    attempts, output = AttemptCounter(), str(tmp_path / "out")
     unit = unit_of(tmp_path / "in", ["one", None])
     worker = worker_on(tiny_model, output, attempts)
     first = process(worker, unit, attempts)
@@ -175,7 +202,7 @@ def test_a_unit_that_was_put_before_its_process_died_is_not_put_again(tiny_model
 
 @pytest.mark.parametrize("change", ["replace", "remove"])
 def test_units_of_an_old_listing_never_mix_with_new_bytes(change: str, tiny_model: Path, tmp_path: Path) -> None:
-    attempts, output = Counts(), str(tmp_path / "out")
+    attempts, output = AttemptCounter(), str(tmp_path / "out")
     unit = unit_of(tmp_path / "in", ["one", "two"])
     if change == "replace":
         unit_of(tmp_path / "in", ["two", "one"])

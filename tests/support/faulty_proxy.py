@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
+from tests.support.serving import serving
+
 ANSWERS = {
     "slow down": (503, "SlowDown"),
     "too many requests": (429, "TooManyRequests"),
@@ -105,15 +107,12 @@ class FaultyProxy(ThreadingHTTPServer):
 @contextmanager
 def faulty_proxy(endpoint: str) -> Iterator[FaultyProxy]:
     """A proxy before `endpoint`, as long as the block runs."""
-    with FaultyProxy(endpoint) as proxy:
-        thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    proxy = FaultyProxy(endpoint)
+    with serving(proxy):
         try:
             yield proxy
         finally:
             proxy.closing.set()
-            proxy.shutdown()
-            thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):

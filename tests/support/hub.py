@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from tests.support.serving import serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = ".safetensors"
@@ -47,14 +48,9 @@ class Hub(ThreadingHTTPServer):
 @contextmanager
 def hub(model: str, folder: Path) -> Iterator[Hub]:
     """Serve the folder as the hub model of that name, as long as the block runs."""
-    with Hub(model, folder) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    server = Hub(model, folder)
+    with serving(server):
+        yield server
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -33,13 +33,18 @@ def running(
     finally:
         assert process.stdin is not None
         process.stdin.close()
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        end_session(process.pid)
+        end(process)
+
+
+def end(leader: subprocess.Popen[bytes]) -> None:
+    """Let the leader of a session end, or kill it; and whatever it started."""
+    leader.terminate()
+    try:
+        leader.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        leader.kill()
+        leader.wait()
+    end_session(leader.pid)
 
 
 def session_members(leader: int, title: str = "") -> list[psutil.Process]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyte
 
-from tests.support.processes import STOP_SECONDS, end_session
+from tests.support.processes import end
 from tests.support.waiting import wait_until
 
 _LINES = 50
@@ -80,11 +80,5 @@ def on_terminal(command: Sequence[str | Path], env: Mapping[str, str], columns: 
     try:
         yield Terminal(process, master, columns)
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        end_session(process.pid)
+        end(process)
         os.close(master)

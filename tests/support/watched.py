@@ -19,7 +19,7 @@ from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from embedding.model.embedder import Embedder
-    from embedding.run.worker import Attempts
+    from embedding.run.attempts import Attempts
 
 HOLD_SECONDS = 240
 

@@ -9,13 +9,11 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from embedding.corpus.columns import Columns, require_storable
-from embedding.corpus.formats.found import START, Found
+from embedding.corpus.formats.found import START, Found, require_possible
 from embedding.corpus.plan import Unit
 from embedding.corpus.sources import Source
 
 _MAGIC = b"ARROW1"
-_ROWS_PER_BYTE = 10_000
-"""As for Parquet: more no file holds in earnest."""
 _BINARY = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
 
 
@@ -33,8 +31,7 @@ def find(stream: pa.NativeFile | BinaryIO, source: Source, columns: Columns) -> 
         schema = pa.ipc.open_file(stream).schema
         narrow = next((index for index, field in enumerate(schema) if pa.types.is_primitive(field.type)), 0)
         rows = tuple(batch.num_rows for batch in _batches(stream, [narrow] if schema.names else [], START[1]))
-    if min(rows, default=0) < 0 or sum(rows) > _ROWS_PER_BYTE * source.size:
-        raise ValueError(f"it is said to have {sum(rows)} rows in {source.size} bytes")
+    require_possible(rows, source.size)
     require_storable(schema, columns, source.uri)
     if not _is_file(stream) or not rows:
         return Found(schema, rows)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedding.corpus.columns import Columns, paths_of
-from embedding.corpus.formats.found import Found
+from embedding.corpus.formats.found import Found, require_possible
 from embedding.corpus.plan import Unit
 from embedding.corpus.sources import Source
 
@@ -17,8 +17,6 @@ _BATCH_ROWS = 16_384
 _PREFETCH_BYTES = 256 * 2**20
 """Files up to this size have the wanted column chunks fetched whole and ahead; larger ones are streamed: bounded memory."""
 _STREAM_BYTES = 8 * 2**20
-_ROWS_PER_BYTE = 10_000
-"""More no file holds in earnest; a footer that lies may ask for more units than the driver has memory for."""
 
 
 def find(stream: pa.NativeFile | BinaryIO, source: Source, _columns: Columns) -> Found:
@@ -67,8 +65,7 @@ def _row_groups(metadata: pq.FileMetaData, size: int) -> tuple[int, ...]:
     rows = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
     if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
         raise ValueError(f"its row groups have {sum(rows)} rows together, the file is said to have {metadata.num_rows}")
-    if sum(rows) > _ROWS_PER_BYTE * size:
-        raise ValueError(f"it is said to have {sum(rows)} rows in {size} bytes")
+    require_possible(rows, size)
     return rows
 
 
