@@ -23,10 +23,10 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.data import SHAPES, BenchModel, ModelName, make_model, make_texts
 from benchmarks.peers import OURS, peers_stage
-from benchmarks.stages import Result, Setting, cuda_sweep, encoder_stage, parquet_stage, tokenizer_stage, write_stage
+from benchmarks.stages import Result, Setting, cuda_sweep, encoder_stage, memory_stage, parquet_stage, tokenizer_stage, write_stage
 from embedding.config import Precision
 
-STAGES = ("tokenizer", "encoder", "write", "parquet", "peers", "sweep")
+STAGES = ("tokenizer", "encoder", "write", "parquet", "peers", "memory", "sweep")
 _LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "nanotoken", "pyarrow", "numpy", "sentence-transformers", "onnxruntime")
 _TOKENIZED_TOKENS = 400_000
 """The tokenizer stage takes a longer corpus: it is fast."""
@@ -73,6 +73,7 @@ def _measure(lengths: str, model: BenchModel, options: argparse.Namespace, scrat
         "write": lambda: write_stage(setting, scratch),
         "parquet": lambda: parquet_stage(setting, scratch),
         "peers": lambda: peers_stage(setting, scratch),
+        "memory": lambda: memory_stage(setting, scratch),
         "sweep": lambda: cuda_sweep(setting, options.precision),
     }
     found: Result = {"texts": len(texts), "batch_tokens": setting.batch_tokens, "stages": {}, "not_measured": {}}
@@ -175,6 +176,12 @@ def _rows(corpus: Result) -> Iterator[tuple[str, str]]:
             yield f"texts to vectors: {name}", f"{stage['tokens_per_second'][name]:,.0f} tokens/s; we are {times_faster:.2f}x as fast"
         for name, reason in stage["not_measured"].items():
             yield f"texts to vectors: {name}", f"not measured: {reason}"
+    if stage := stages.get("memory"):
+        grown = stage["grown_megabytes"]
+        yield (
+            f"worker memory, grown over {stage['units']} units",
+            f"{grown['host']:+.1f} MB on the host, {grown['device']:+.1f} MB on the device",
+        )
     for one in stages.get("sweep", []):
         label = f"encoder {one['precision']}, batches of {one['batch_tokens']:,}{', compiled' if one['compiled'] else ''}"
         measured = f"{one.get('tokens_per_second', 0):,.0f} tokens/s, {one.get('mfu', 0):.0%}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tokenizers
@@ -18,14 +18,21 @@ from benchmarks.timing import interleave, rate, ratio
 from embedding.config import Precision
 from embedding.model.batching import batch_end, default_batch_tokens, longest_first
 from embedding.model.embedder import Embedder
-from embedding.model.encoder import DTYPES, Encoder, PackedBatch, pack
+from embedding.model.encoder import DTYPES, Encoder
+from embedding.model.packing import PackedBatch, pack
 from embedding.model.pooling import Head
 from embedding.model.tokenizer import TokenizedTexts
 from embedding.model.tokenizer import Tokenizer as JobTokenizer
 
+if TYPE_CHECKING:
+    from embedding.corpus.ledger import CommitRecord
+
 Result = dict[str, Any]
 
-_UNITS = 4
+_UNITS = 16
+_MEMORY_UNITS = 600
+_MEMORY_REPEATS = 20
+"""How often the texts follow one another in the corpus of the memory stage."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ def encoder_stage(setting: Setting, *, batch_tokens: int | None = None, compiled
     tokens = JobTokenizer(spec, setting.model.folder)(setting.texts)
     encoder = Encoder(spec, setting.model.folder, device, setting.precision)
     if compiled:
-        encoder._model = torch.compile(encoder._model, dynamic=True)  # type: ignore[assignment]  # still called as before
+        encoder._model.module = torch.compile(encoder._model.module, dynamic=True)  # type: ignore[attr-defined]  # both kinds have it
     head = Head(spec, setting.model.folder, device, prompt_tokens=0)
     budget = batch_tokens or setting.batch_tokens
     batches = list(_batches(tokens, budget, device))
@@ -170,63 +177,54 @@ def parquet_stage(setting: Setting, scratch: Path) -> Result:
 
     The encoder alone is `Embedder.embed` on ready token ids, unit by unit, nothing beside it.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from benchmarks.units import Units
 
-    from embedding.corpus.ledger import records_from_table
-    from embedding.corpus.plan import plan_units
-    from embedding.corpus.reader import Columns, read_layouts
-    from embedding.corpus.sources import list_sources
-    from embedding.run.attempts import AttemptCounter
-    from embedding.run.exchange import encode_unit
-    from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
-
-    source, columns = scratch / "corpus", Columns("text", ("id",))
-    source.mkdir(exist_ok=True)
-    pq.write_table(pa.table({"id": np.arange(len(setting.texts)), "text": setting.texts}), source / "a.parquet")
-    unit_rows = -(-len(setting.texts) // _UNITS)
-    units = list(plan_units(read_layouts(list_sources([str(source)]), columns), unit_rows=unit_rows, fingerprint="bench"))
-    spec, threads = setting.model.spec(setting.precision), torch.get_num_threads()
-    job = WorkerJob(
-        model=spec,
-        output=str(scratch / "vectors"),
-        batch_tokens=setting.batch_tokens,
-        columns=columns,
-        has_id=True,
-        token_columns=False,
-        provenance={},
-        max_unit_attempts=1,
-        device=setting.device,
-        threads=threads if setting.device == "cpu" else None,
-    )
-    attempts = AttemptCounter()
-    worker, alone = EmbeddingWorker(job, attempts), Embedder(spec, device=setting.device, threads=threads)
-    rows = [setting.texts[unit.first_row : unit.first_row + unit.num_rows] for unit in units]
-    ready = [alone.tokenize(texts) for texts in rows]
-
-    def whole() -> None:
-        batches = (pa.table({"unit": [encode_unit(unit)]}) for unit in units)
-        with ThreadPoolExecutor(2) as pool:
-            done = pool.map(lambda batch: worker(read_stage(batch, columns, attempts, 1)), batches)
-            records = [record for table in done for record in records_from_table(table)]
-        for record in records:
-            attempts.settle(record.unit)  # the next round is not another try
-        errors = {record.error for record in records}
-        assert errors == {""}, errors
+    corpus = Units(setting, scratch, _UNITS)
+    alone = Embedder(setting.model.spec(setting.precision), device=setting.device, threads=torch.get_num_threads())
+    ready = [alone.tokenize(setting.texts[unit.first_row : unit.first_row + unit.num_rows]) for unit in corpus.units]
 
     def encode() -> None:
         for tokens in ready:
             alone.embed(tokens, setting.batch_tokens)
 
+    records: list[CommitRecord] = []
+
+    def whole() -> None:
+        records[:] = corpus.embed()
+
     times = interleave({"Parquet to Parquet": whole, "encoder alone": encode}, setting.rounds)
     total = sum(len(tokens.ids) for tokens in ready)
     return {
-        "units": len(units),
+        "units": len(corpus.units),
         "seconds": times,
         "tokens_per_second": {name: rate(total, value) for name, value in times.items()},
         "share_of_encoder_alone": ratio(times["Parquet to Parquet"], times["encoder alone"]),
         "rows_per_second": rate(len(setting.texts), times["Parquet to Parquet"]),
+        "stage_seconds_of_last_round": {
+            name: sum(getattr(record, f"{name}_seconds") for record in records) for name in ("read", "tokenize", "wait", "encode", "write")
+        },
     }
+
+
+def memory_stage(setting: Setting, scratch: Path) -> Result:
+    """What a worker's process and its device hold after each of many units: memory that is never given back shows as growth."""
+    from benchmarks.units import Units
+
+    again = replace(setting, texts=setting.texts * _MEMORY_REPEATS)
+    held_U2 = np.array([_held_megabytes() for _ in Units(again, scratch, _MEMORY_UNITS).embed()])
+    settled_U2 = held_U2[len(held_U2) // 10 :]
+    growth = np.polyfit(np.arange(len(settled_U2)), settled_U2, 1)[0] * len(settled_U2)
+    return {
+        "units": len(held_U2),
+        "megabytes": dict(zip(("host", "device"), held_U2.T.round(1).tolist(), strict=True)),
+        "grown_megabytes": dict(zip(("host", "device"), growth.tolist(), strict=True)),
+    }
+
+
+def _held_megabytes() -> tuple[float, float]:
+    """(resident memory of this process, memory that torch has taken of the GPU)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, torch.cuda.memory_reserved() / 1e6 if torch.cuda.is_available() else 0.0
 
 
 def cuda_sweep(setting: Setting, precisions: tuple[Precision, ...]) -> list[Result]:

@@ -19,7 +19,8 @@ import transformers
 
 from embedding.errors import ModelError
 from embedding.model.batching import batch_end
-from embedding.model.encoder import Encoder, pack
+from embedding.model.encoder import Encoder
+from embedding.model.packing import pack
 from embedding.model.pooling import Head
 from embedding.model.source import ModelFiles
 from embedding.model.spec import LongTexts, ModelSpec, check_files

@@ -15,8 +15,8 @@ from torch.nn.functional import linear, normalize
 
 from embedding.config import Pooling
 from embedding.errors import ModelError
-from embedding.model.encoder import PackedBatch
 from embedding.model.folder import DenseSpec
+from embedding.model.packing import PackedBatch
 from embedding.model.spec import ModelSpec
 
 

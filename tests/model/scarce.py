@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from torch import Tensor
 
-from embedding.model.encoder import Encoder, PackedBatch
+from embedding.model.encoder import Encoder
+from embedding.model.packing import PackedBatch
 
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, error: Exception, tokens: int) -> list[int]:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from embedding.errors import ModelError
 from embedding.model.embedder import Embedder
-from embedding.model.encoder import Encoder, PackedBatch
+from embedding.model.encoder import Encoder
+from embedding.model.packing import PackedBatch
 from tests.model.scarce import limit_memory
 from tests.model.tiny import TEXTS, WIDTH, save_model, spec_of, write_json
 
@@ -70,7 +71,7 @@ def break_rows(monkeypatch: pytest.MonkeyPatch, token: int, *, in_fp32: bool) ->
 
     def broken(self: Encoder, batch: PackedBatch) -> Tensor:
         hidden = run(self, batch).clone()
-        if in_fp32 or self._dtype != torch.float32:
+        if in_fp32 or self.dtype != torch.float32:
             hidden[batch.ids_T == token] = torch.inf
         return hidden
 
@@ -142,12 +143,13 @@ def test_a_model_that_cannot_run_packed_says_so(tmp_path: Path, caplog: pytest.L
     assert result.padding_tokens > 0
 
 
-def test_a_wrong_attention_is_found_at_load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_attention_is_found_at_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As an architecture would be whose packed rows see each other's positions."""
+    folder = save_model(tmp_path, "electra")
     right = Embedder(spec_of(folder))
     tokens = right.tokenize(TEXTS)
     expected = right.embed(tokens, 4000).vectors_RD
-    monkeypatch.setattr(Encoder, "_position_ids", lambda _, batch: batch.positions_T.flip(0))
+    monkeypatch.setattr(PackedBatch, "position_ids", lambda batch, _: batch.positions_T.flip(0))
     embedder = Embedder(spec_of(folder))
     assert not embedder.packed
     assert "differ by" in embedder.description["batches"]

@@ -13,9 +13,10 @@ from torch import Tensor
 from embedding.model import measure as measuring
 from embedding.model import memory
 from embedding.model.embedder import Embedder
-from embedding.model.encoder import Encoder, PackedBatch
+from embedding.model.encoder import Encoder
 from embedding.model.measure import Trial, budgets_from, choose, measure
 from embedding.model.memory import DeviceMemory
+from embedding.model.packing import PackedBatch
 from tests.model.scarce import limit_memory
 from tests.model.tiny import POSITIONS, TEXTS, save_model, spec_of
 

@@ -1,0 +1,63 @@
+"""A corpus of units and the worker that embeds them, two at once as in a run, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from benchmarks.stages import Setting
+from embedding.corpus.ledger import CommitRecord, records_from_table
+from embedding.corpus.plan import plan_units
+from embedding.corpus.reader import Columns, read_layouts
+from embedding.corpus.sources import list_sources
+from embedding.run.attempts import AttemptCounter
+from embedding.run.exchange import encode_unit
+from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
+
+_COLUMNS = Columns("text", ("id",))
+
+
+class Units:
+    """The texts of a setting as one Parquet file, cut into units."""
+
+    def __init__(self, setting: Setting, scratch: Path, units: int) -> None:
+        source = scratch / "corpus"
+        source.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"id": np.arange(len(setting.texts)), "text": setting.texts}), source / "a.parquet")
+        layouts = read_layouts(list_sources([str(source)]), _COLUMNS)
+        self.units = list(plan_units(layouts, unit_rows=-(-len(setting.texts) // units), fingerprint="bench"))
+        self._attempts = AttemptCounter()
+        job = WorkerJob(
+            model=setting.model.spec(setting.precision),
+            output=str(scratch / "vectors"),
+            batch_tokens=setting.batch_tokens,
+            columns=_COLUMNS,
+            has_id=True,
+            token_columns=False,
+            provenance={},
+            max_unit_attempts=1,
+            device=setting.device,
+            threads=torch.get_num_threads() if setting.device == "cpu" else None,
+        )
+        self._worker = EmbeddingWorker(job, self._attempts)
+
+    def embed(self) -> Iterator[CommitRecord]:
+        """Embed and commit all of them, whether they are committed already or not; their records as they come.
+
+        Raises:
+            RuntimeError: a unit failed.
+        """
+        batches = (pa.table({"unit": [encode_unit(unit)]}) for unit in self.units)
+        with ThreadPoolExecutor(2) as pool:
+            for table in pool.map(lambda batch: self._worker(read_stage(batch, _COLUMNS, self._attempts, 1)), batches):
+                [record] = records_from_table(table)
+                if record.error:
+                    raise RuntimeError(record.error)
+                self._attempts.settle(record.unit)  # when it is embedded again that is not another try
+                yield record

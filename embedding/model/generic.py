@@ -1,0 +1,206 @@
+"""Any encoder that transformers knows: packed where its architecture allows it, else padded."""
+
+# Shape suffixes: T packed tokens, H heads, G key and value heads, K head width, D width.
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+from transformers.utils.logging import disable_progress_bar
+
+from embedding.errors import ModelError
+from embedding.model.attention import attend
+from embedding.model.packing import PackedBatch, PackedRows, pack
+from embedding.model.spec import ModelSpec
+
+PACKED: Final = "packed_rows"
+_PROBE_LENGTHS = (160, 17, 17, 3, 1)
+"""Rows on which packed is compared with padded at load; the longest is above the sliding window of ModernBERT."""
+_EXACT_TOLERANCE: Final = 1e-3
+"""Largest relative difference of a token's hidden state in fp32: rounding stays a hundred times below."""
+_HALF_TOLERANCE: Final = 0.3
+"""The same for half precision, whose own rounding is some hundredths: only a kernel that does something else is above."""
+
+
+class GenericEncoder:
+    """One model of transformers in one precision on one device.
+
+    Attributes:
+        packed: rows run without padding.
+        reason: why not, "" where they do.
+    """
+
+    def __init__(self, spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+        """Raises ModelError: the weights do not fill the model."""
+        self._device = device
+        self._dtype = torch.float32
+        self.module = _load(spec, folder)
+        self.module.to(device)  # type: ignore[arg-type]  # transformers wraps this method without its types
+        self._padding_offset = _padding_offset(self.module, spec.max_tokens)
+        self.packed = False
+        self.reason = self._try_packing(spec, dtype)
+
+    def __call__(self, batch: PackedBatch) -> Tensor:
+        """Hidden states [T, D] of the batch's tokens, in the order of its ids."""
+        with torch.inference_mode(), self._autocast():
+            return self._run_packed(batch) if self.packed else self._run_padded(batch)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32)
+
+    def _run_packed(self, batch: PackedBatch) -> Tensor:
+        output = self.module(
+            input_ids=batch.ids_T.unsqueeze(0),
+            position_ids=batch.position_ids(self._padding_offset).unsqueeze(0),
+            packed_rows=batch.rows,
+        )
+        return output.last_hidden_state[0]  # type: ignore[no-any-return]
+
+    def _run_padded(self, batch: PackedBatch) -> Tensor:
+        rows, longest = len(batch.lengths), int(batch.lengths[0])
+        cells_T = batch.rows_T * longest + batch.positions_T
+        ids = batch.ids_T.new_full((rows * longest,), self.module.config.pad_token_id or 0)
+        ids[cells_T] = batch.ids_T
+        mask = torch.zeros_like(ids)
+        mask[cells_T] = 1
+        output = self.module(input_ids=ids.view(rows, longest), attention_mask=mask.view(rows, longest))
+        return output.last_hidden_state.flatten(0, 1)[cells_T]  # type: ignore[no-any-return]
+
+    def _try_packing(self, spec: ModelSpec, dtype: torch.dtype) -> str:
+        """Cast the weights, and switch to packed attention if that gives what padded batches give; else say why not.
+
+        Compared in fp32 first, where a wrong mask or position cannot hide behind rounding, then in the job's precision.
+        """
+        if not self.module.is_backend_compatible():
+            self._cast(dtype)
+            return f"the {spec.model_type} classes of transformers take no attention function"
+        batch = self._probe_batch(spec.max_tokens)
+        padded_TD = self(batch).float()
+        padded_attention = self.module.config._attn_implementation
+        self.module.set_attn_implementation(PACKED)
+        self.packed = True
+        try:
+            reason = _difference(self(batch), padded_TD, _EXACT_TOLERANCE)
+            self._cast(dtype)
+            reason = reason or _difference(self(batch), padded_TD, _HALF_TOLERANCE)
+        except (TypeError, NotImplementedError, ValueError, KeyError) as error:
+            self._cast(dtype)
+            reason = f"packed attention does not fit them ({type(error).__name__}: {error})"
+        if reason:
+            self.packed = False
+            self.module.set_attn_implementation(padded_attention)
+        return reason
+
+    def _cast(self, dtype: torch.dtype) -> None:
+        """Cast the matrices once; autocast would do it in every call. Everything else stays fp32, as autocast wants it."""
+        self._dtype = dtype
+        for module in self.module.modules():
+            if isinstance(module, nn.Linear):
+                module.to(self._dtype)
+
+    def _probe_batch(self, max_tokens: int) -> PackedBatch:
+        lengths = np.minimum(np.array(_PROBE_LENGTHS, dtype=np.int64), max_tokens)
+        padding = self.module.config.pad_token_id
+        vocabulary = np.array([token for token in range(min(self.module.config.vocab_size, 1000)) if token != padding], dtype=np.int32)
+        ids = np.random.default_rng(0).choice(vocabulary, int(lengths.sum()))
+        return pack(torch.from_numpy(ids), lengths, self._device)
+
+
+def _difference(found_TD: Tensor, expected_TD: Tensor, tolerance: float) -> str:
+    """A sentence if a token's hidden state is off by more than `tolerance` of how far tokens lie apart, else ""."""
+    spread = (expected_TD - expected_TD.mean(0)).norm(dim=1).mean()
+    difference = float(((found_TD.float() - expected_TD).norm(dim=1) / spread).max())
+    return "" if difference <= tolerance else f"packed and padded hidden states differ by {difference:.2g} of their spread"
+
+
+def _load(spec: ModelSpec, folder: Path) -> PreTrainedModel:
+    """The model in evaluation mode, float32, its weights frozen; of an encoder-decoder only the encoder."""
+    disable_progress_bar()  # one for each worker would fill the job's log
+    path = folder / spec.transformer_path
+    config = AutoConfig.from_pretrained(path, trust_remote_code=spec.trust_remote_code)
+    if hasattr(config, "use_cache"):
+        config.use_cache = False
+    # Both give the same classes, but for encoder-decoders such as T5 the first gives the encoder.
+    auto_class = AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
+    try:
+        model, info = auto_class.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=spec.trust_remote_code,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"model {spec.source.name!r} cannot be loaded ({str(error).splitlines()[0]}); check its files") from error
+    # transformers fills what is missing with random numbers; only the pooler, which nothing here reads, may be missing.
+    if missing := sorted(name for name in info["missing_keys"] if "pooler" not in name):
+        raise ModelError(f"model {spec.source.name!r} has no weights for {missing[0]} and {len(missing) - 1} more; give the whole encoder")
+    return model.eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def _padding_offset(model: nn.Module, max_tokens: int) -> int | None:
+    """padding_idx + 1 where positions follow the padding index (RoBERTa's family), else None.
+
+    Only those embeddings keep a padding_idx beside a table of positions.
+
+    Raises:
+        ModelError: the table of positions is shorter than max_tokens.
+    """
+    for module in model.modules():
+        table = getattr(module, "position_embeddings", None)
+        if not isinstance(table, nn.Embedding):
+            continue
+        padding = getattr(module, "padding_idx", None)
+        offset = padding + 1 if isinstance(padding, int) else 0
+        if table.num_embeddings - offset < max_tokens:
+            positions = table.num_embeddings - offset
+            raise ModelError(f"--max-tokens={max_tokens} is above the model's {positions} positions; lower it")
+        return offset if isinstance(padding, int) else None
+    return None
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed_rows: PackedRows,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    softcap: float | None = None,
+    **_unused: object,
+) -> tuple[Tensor, None]:
+    """What transformers calls for each layer: attention of each token to the tokens of its own row.
+
+    Registered with its AttentionInterface, for every model class with `_supports_attention_backend`. No mask function is registered
+    under that name, so that transformers builds no mask.
+
+    Shapes: query [1, H, T, K], key and value [1, G, T, K] with G dividing H (grouped queries); the result is [1, T, H, K].
+    `sliding_window` w lets token i see token j where |i - j| < w, as transformers' flash attention does.
+
+    Raises:
+        NotImplementedError: the model adds a bias to the scores or caps them, which no packed kernel here does.
+    """
+    if attention_mask is not None or position_bias is not None or softcap is not None:
+        raise NotImplementedError("attention with a mask, bias or cap of its own cannot run packed")
+    causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
+    # Rotary embeddings may have widened query and key under autocast; value comes straight from its projection.
+    query_THK, key_TGK, value_TGK = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
+    found_THK = attend(query_THK, key_TGK, value_TGK, packed_rows, scaling=scaling, causal=causal, window=sliding_window)
+    return found_THK.unsqueeze(0), None
+
+
+AttentionInterface.register(PACKED, packed_attention)
