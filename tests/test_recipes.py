@@ -149,9 +149,9 @@ def test_search_with_duckdb(recipe: Callable[[], Names], best: dict[str, float])
     assert dict(recipe()["nearest"]) == pytest.approx(best, abs=1e-6)
 
 
-def test_shortlist_then_rescore(recipe: Callable[[], Names], kitchen: Kitchen, begun: Names, best: dict[str, float]) -> None:
+def test_shortlist_and_rescore(recipe: Callable[[], Names], kitchen: Kitchen, begun: Names, best: dict[str, float]) -> None:
     """The best by numpy, with the cosines that they have in float32, but for half a step a number."""
-    [words] = [words for block in RECIPES["Shortlist, then rescore"] if block.language == "bash" for words in commands(block)]
+    [words] = [words for block in RECIPES["Shortlist and rescore"] if block.language == "bash" for words in commands(block)]
     assert run_job(*words[2:]).summary["rows_out"] == len(kitchen.ids)
     names = recipe()
     found, steps = dict(names["nearest"]), names["steps"]["embedding"]

@@ -93,12 +93,16 @@ def test_outputs_of_one_length_stay_what_they_are(source: str, tiny_model: Path,
         embed_here(source, one, tiny_model, dimensions=(20, 8))
 
 
+def split_columns(file: Path) -> list[str]:
+    group = pq.read_metadata(file).row_group(0)
+    columns = [group.column(place) for place in range(group.num_columns)]
+    return [column.path_in_schema for column in columns if "BYTE_STREAM_SPLIT" in column.encodings]
+
+
 def test_split_bytes_of_every_column(source: str, tiny_model: Path, tmp_path: Path) -> None:
     output = str(tmp_path / "out")
     [name, *_] = embed_here(source, output, tiny_model, dimensions=(20, 8), byte_stream_split=True)
-    columns = pq.read_metadata(Path(output, name)).row_group(0)
-    split = [columns.column(place) for place in range(columns.num_columns) if "BYTE_STREAM_SPLIT" in columns.column(place).encodings]
-    assert [column.path_in_schema for column in split] == ["embedding.list.element", "embedding_8.list.element"]
+    assert split_columns(Path(output, name)) == ["embedding.list.element", "embedding_8.list.element"]
     assert prove_here(output).status == "proved"
 
 
@@ -123,7 +127,8 @@ def test_a_column_of_the_corpus_may_look_like_one(tiny_model: Path, tmp_path: Pa
     table = pa.table({"id": [1, 2], "text": ["a", "b"], "embedding_4": own})
     source = corpora.Corpus({"a.parquet": corpora.parquet(table)}, []).write(tmp_path / "in")
     output = str(tmp_path / "out")
-    embed_here(source, output, tiny_model, dimensions=(20, 8), keep_columns=("embedding_4",))
+    [name] = embed_here(source, output, tiny_model, dimensions=(20, 8), keep_columns=("embedding_4",), byte_stream_split=True)
+    assert split_columns(Path(output, name)) == ["embedding.list.element", "embedding_8.list.element"]
     assert outputs.table(output).column_names == ["id", "embedding_4", "embedding", "embedding_8"]
     assert outputs.table(output)["embedding_4"].to_pylist() == own.to_pylist()
     assert prove_here(output).status == "proved"

@@ -62,7 +62,7 @@ def test_steps_of_the_ranges_of_the_corpus(source: str, tiny_model: Path, tmp_pa
     sample = sample_shards(Output(output).storage, names, rows=ROWS, seed="s", until=float("inf"))
     facts, plain = study(sample.vectors_RD, sample.rounding), study(vectors)
     assert facts.unit_length
-    assert not study(sample.vectors_RD / 2, sample.rounding).unit_length
+    assert not study(sample.vectors_RD * np.float32(0.5), sample.rounding).unit_length
     assert facts.mean_cosine == pytest.approx(plain.mean_cosine, abs=0.01)
     assert 0 < sample.rounding < 0.02
 
@@ -119,6 +119,8 @@ def test_ranges_that_are_refused(source: str, tiny_model: Path, tmp_path: Path) 
     refused("--calibration is about int8, which --output-dtype=float16 is not", "x.npy", output_dtype="float16")
     refused("ranges.npy does not exist", tmp_path / "ranges.npy")
     refused("is neither a .npy file nor an output of this job", tmp_path / "nothing")
+    (tmp_path / "ranges.json").write_text("{}")
+    refused("is neither a .npy file nor an output of this job", tmp_path / "ranges.json")
     plain = str(tmp_path / "plain")
     embed_here(source, plain, tiny_model)
     refused("is an output without ranges", plain)
