@@ -7,6 +7,8 @@ Each field is an option: `batch_tokens` is `--batch-tokens`, the key `batch_toke
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from cyclopts import Group, Parameter
@@ -31,7 +33,7 @@ Pooling: TypeAlias = Literal["mean", "cls", "max", "weightedmean", "mean_sqrt_le
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 InputFormat: TypeAlias = Literal["auto", "parquet", "arrow", "jsonl", "csv", "tsv"]
 BadRows: TypeAlias = Literal["reject", "fail"]
-OutputDtype: TypeAlias = Literal["float32", "float16", "binary", "ubinary"]
+OutputDtype: TypeAlias = Literal["float32", "float16", "int8", "binary", "ubinary"]
 LongText: TypeAlias = Literal["truncate", "chunk", "average", "reject"]
 ChunkBy: TypeAlias = Literal["words", "sentences"]
 ProgressStyle: TypeAlias = Literal["auto", "bar", "log", "none"]
@@ -106,8 +108,14 @@ class JobConfig(Config):
     output: Annotated[str, _OUTPUT] = Field(min_length=1, description="Folder for the shards; local path or fsspec URL.")
     output_dtype: Annotated[OutputDtype, _OUTPUT] = Field(
         "float32",
-        description="Numbers of the embedding column: float32, float16, or a bit each, packed as sentence-transformers does: "
-        "binary (int8) or ubinary (uint8).",
+        description="Numbers of the embedding columns: float32, float16, int8 (255 steps of each dimension's range, --calibration), "
+        "or a bit each, packed as sentence-transformers does: binary (int8) or ubinary (uint8).",
+    )
+    calibration: Annotated[str | None, _OUTPUT] = Field(
+        None,
+        min_length=1,
+        description="Ranges for --output-dtype int8: a .npy file (least, greatest number of each dimension) or another output's folder; "
+        "default: measured on a sample of the corpus when the output is begun.",
     )
     byte_stream_split: Annotated[bool, _OUTPUT, _FLAG] = Field(
         False, description="Encode the embedding column as BYTE_STREAM_SPLIT: smaller, but Spark 3.5 and fastparquet cannot read it."
@@ -150,8 +158,10 @@ class JobConfig(Config):
     chunk_by: Annotated[ChunkBy, _MODEL] = Field(
         "words", description="Where windows begin and end: at words, or at sentences, where one fits a window."
     )
-    dimensions: Annotated[PositiveInt | None, _MODEL] = Field(
-        None, description="Keep only the first N dimensions (Matryoshka) and normalize again, unless --normalize is no."
+    dimensions: Annotated[tuple[PositiveInt, ...], _MODEL, _LIST, Parameter(metavar="N")] = Field(
+        (),
+        description="Keep only the first N dimensions (Matryoshka) and normalize again, unless --normalize is no; each further, "
+        "smaller N gets a column of its own, embedding_N.",
     )
     precision: Annotated[Literal["auto"] | Precision, _MODEL, _ONE_OF] = Field(
         "auto", description="Arithmetic of the encoder; auto: bf16 on GPUs, fp32 on CPUs."
@@ -210,6 +220,7 @@ class JobConfig(Config):
             "output": [self.output],
             "json-summary": [self.json_summary],
             "model": [self.model],
+            "calibration": [self.calibration],
         }.items():
             for url in urls:
                 refuse_secrets(option, url or "")
@@ -239,7 +250,7 @@ class JobConfig(Config):
                 f"--batch-tokens={self.batch_tokens} is below --max-tokens={self.max_tokens}; raise the first or lower the second"
             )
         copied = [*([self.id_column] if self.id_column else []), *self.keep_columns]
-        reserved = RESERVED_COLUMNS | (CHUNK_COLUMNS if self.long_text == "chunk" else set())
+        reserved = RESERVED_COLUMNS.union(vector_columns(self.dimensions), CHUNK_COLUMNS if self.long_text == "chunk" else ())
         if taken := sorted(reserved.intersection(copied)):
             raise ValueError(f"column {taken[0]!r} has a name that the shards use themselves; rename it in the source or leave it out")
         if len(set(copied)) < len(copied):
@@ -247,8 +258,18 @@ class JobConfig(Config):
             raise ValueError(f"column {repeated!r} is named twice in --id-column and --keep-columns; name it once")
         return self
 
+    @field_validator("dimensions", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return () if value is None else value if isinstance(value, list | tuple) else (value,)
+
     @model_validator(mode="after")
-    def _splits_numbers(self) -> Self:
+    def _stores_numbers(self) -> Self:
+        if any(each <= after for each, after in pairwise(self.dimensions)):
+            given = " ".join(map(str, self.dimensions))
+            raise ValueError(f"--dimensions {given} does not fall; give the largest number first, and each once")
+        if self.calibration is not None and self.output_dtype != "int8":
+            raise ValueError(f"--calibration is about int8, which --output-dtype={self.output_dtype} is not; leave it out")
         if self.byte_stream_split and self.output_dtype not in ("float32", "float16"):
             raise ValueError(
                 f"--byte-stream-split parts the bytes of numbers, and --output-dtype={self.output_dtype} has one each; leave it out"
@@ -273,6 +294,11 @@ class JobConfig(Config):
             return None
         low, _, high = self.workers.partition(":")
         return int(low), int(high or low)
+
+
+def vector_columns(dimensions: Sequence[int]) -> tuple[str, ...]:
+    """The columns of vectors with so many dimensions each, the largest first: its name does not say how many."""
+    return ("embedding", *(f"embedding_{number}" for number in dimensions[1:]))
 
 
 def refuse_secrets(option: str, url: str) -> None:

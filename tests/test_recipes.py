@@ -149,6 +149,22 @@ def test_search_with_duckdb(recipe: Callable[[], Names], best: dict[str, float])
     assert dict(recipe()["nearest"]) == pytest.approx(best, abs=1e-6)
 
 
+def test_shortlist_and_rescore(recipe: Callable[[], Names], kitchen: Kitchen, begun: Names, best: dict[str, float]) -> None:
+    """The best by numpy, with the cosines that they have in float32, but for half a step a number."""
+    [words] = [words for block in RECIPES["Shortlist and rescore"] if block.language == "bash" for words in commands(block)]
+    assert run_job(*words[2:]).summary["rows_out"] == len(kitchen.ids)
+    names = recipe()
+    found, steps = dict(names["nearest"]), names["steps"]["embedding"]
+    assert next(iter(found)) == next(iter(best))
+    assert set(found) == set(best)
+    assert found == pytest.approx(best, abs=0.01)
+    assert (steps.dtype, steps.flags.owndata) == (np.int8, False)
+    low, high = np.array(names["ranges"]["embedding"], np.float32)
+    np.testing.assert_allclose(
+        names["scores"]("embedding", steps), (low + (steps + 128.5) * (high - low) / 255) @ begun["question"], atol=1e-5
+    )
+
+
 def test_load_into_lancedb(recipe: Callable[[], Names], best: dict[str, float], kitchen: Kitchen) -> None:
     names = recipe()
     assert names["table"].count_rows() == len(kitchen.ids)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from embedding.corpus.chunks import Chunks
 from embedding.corpus.compare import first_difference, through_parquet
 from embedding.corpus.findings import CheckedUnit, Finding, Kind, Rules, Sample
-from embedding.corpus.numbers import is_packed, loaded, stored_type
+from embedding.corpus.numbers import is_packed, lengths, loaded
 from embedding.corpus.output import rejected_name
 from embedding.corpus.plan import Unit
 from embedding.corpus.reader import UnitRows, read_unit, text_faults
@@ -26,8 +26,10 @@ from embedding.corpus.shard import EMBEDDING, identified, shard_bytes, shard_foo
 from embedding.corpus.storage import Storage
 from embedding.errors import SourceChangedError, SourceError, first_line
 
-_NORM_TOLERANCE = {"float32": 1e-4, "float16": 1e-3}
-"""Vectors are normalized in float32, whatever the encoder's precision: a unit length is off by a few 1e-7. float16 keeps 11 bits."""
+_NORM_TOLERANCE = {"float32": 1e-4, "float16": 1e-3, "int8": 1e-4}
+"""Vectors are normalized in float32, whatever the encoder's precision: a unit length is off by a few 1e-7. float16 keeps 11 bits. What
+int8 leaves open is not in it.
+"""
 _CHUNKS_OF_A_TEXT = 4
 """That are embedded again of a text in the sample, at most."""
 _NOT_PARQUET = (pa.ArrowException, OSError, ValueError, TypeError, KeyError)
@@ -80,16 +82,16 @@ def _check(unit: Unit, rules: Rules, rows: UnitRows, storage: Storage, wanted: S
     good = good[found_R]
     expected = take_rows(identified(unit, rows.copied, has_id=rules.has_id), good)
     expected = expected if chunks is None else chunks.behind(expected)
-    values_RW = _check_columns(shard, expected, rules)
-    vectors_RD = loaded(values_RW)
+    vectors = _check_columns(shard, expected, rules)
     tokens = {name: shard.column(name) for name in _token_columns(rules)}
     _check_rows(shard, expected, 1 if rules.has_id else 2)
     texts = _Texts(rows.text, good, chunks)
     if chunks is not None and (fault := chunks.fault(texts.whole)):
         raise _WrongError(Kind.WRONG_CHUNKS, fault)
-    _check_numbers(vectors_RD, texts, rules)
+    for name, values_RW in vectors.items():
+        _check_numbers(name, values_RW, texts, rules)
     _check_counts(record, tokens, 0 if chunks is None else shard.num_rows)
-    if _same_versions(footer, writer, rules) and _rebuilt(expected, values_RW, tokens, footer, rules) != data:
+    if _same_versions(footer, writer, rules) and _rebuilt(expected, vectors, tokens, footer, rules) != data:
         raise _WrongError(Kind.WRONG_BYTES, "rows and footer are right, but the file is not what they make: its statistics or layout")
     return CheckedUnit(
         unit.id,
@@ -100,7 +102,7 @@ def _check(unit: Unit, rules: Rules, rows: UnitRows, storage: Storage, wanted: S
         truncated=record["truncated"],
         chunks=0 if chunks is None else shard.num_rows,
         versions=str(footer["provenance"]["versions"]),
-        samples=tuple(_samples(texts, vectors_RD, wanted)),
+        samples=tuple(_samples(texts, list(vectors.values()), wanted)),
     )
 
 
@@ -151,6 +153,8 @@ def _check_footer(unit: Unit, rules: Rules, footer: Mapping[str, Any]) -> None:
         if differing or provenance["fingerprint"] != rules.fingerprint:
             said = ", ".join(sorted(differing)) or "the fingerprint"
             raise _WrongError(Kind.WRONG_PROVENANCE, f"its footer and the output's settings differ in {said}")
+        if footer.get("calibration", {}) != rules.vectors.calibration:
+            raise _WrongError(Kind.WRONG_PROVENANCE, "its footer and the output's settings differ in the ranges of int8")
         if not all(isinstance(footer["record"][key], int) for key in ("rejected", "tokens", "truncated", "duplicates")):
             raise _WrongError(Kind.WRONG_RECORD, "its footer counts no whole numbers")
         _ = provenance["versions"]["pyarrow"]
@@ -191,24 +195,27 @@ def _token_columns(rules: Rules) -> dict[str, str]:
     return {"num_tokens": "int32", "truncated": "bool"} if rules.token_columns else {}
 
 
-def _check_columns(shard: pa.Table, expected: pa.Table, rules: Rules) -> NDArray[Any]:
-    """The vectors as they are stored, (rows, width), after the columns' names and types are found right."""
+def _check_columns(shard: pa.Table, expected: pa.Table, rules: Rules) -> dict[str, NDArray[Any]]:
+    """The vectors as they are stored, (rows, width) by column, after the columns' names and types are found right."""
     tokens = _token_columns(rules)
-    names = [*expected.column_names, EMBEDDING, *tokens]
+    names = [*expected.column_names, *rules.vectors.names, *tokens]
     if shard.column_names != names:
         raise _WrongError(Kind.WRONG_COLUMNS, f"its columns are {', '.join(shard.column_names)}, not {', '.join(names)}")
-    vectors = shard.column(EMBEDDING)
-    kind = stored_type(rules.output_dtype, rules.dimensions)
-    if not (
-        pa.types.is_fixed_size_list(vectors.type) and (vectors.type.value_type, vectors.type.list_size) == (kind.value_type, kind.list_size)
-    ):
-        raise _WrongError(Kind.WRONG_COLUMNS, f"its embedding is {vectors.type}, not {kind}")
-    chunks = [chunk.flatten() for chunk in vectors.chunks]
-    if vectors.null_count or any(chunk.null_count for chunk in chunks):
-        raise _WrongError(Kind.WRONG_COLUMNS, "its embedding has nulls")
     for name, type_name in tokens.items():
         if str(shard.column(name).type) != type_name or shard.column(name).null_count:
             raise _WrongError(Kind.WRONG_COLUMNS, f"its {name} is not {type_name} without nulls")
+    return {name: _values(name, shard.column(name), kind) for name, kind in rules.vectors.types.items()}
+
+
+def _values(name: str, vectors: pa.ChunkedArray, kind: pa.DataType) -> NDArray[Any]:
+    """The numbers of a vector column, (rows, width), after it is found to be of that kind."""
+    if not (
+        pa.types.is_fixed_size_list(vectors.type) and (vectors.type.value_type, vectors.type.list_size) == (kind.value_type, kind.list_size)
+    ):
+        raise _WrongError(Kind.WRONG_COLUMNS, f"its {name} is {vectors.type}, not {kind}")
+    chunks = [chunk.flatten() for chunk in vectors.chunks]
+    if vectors.null_count or any(chunk.null_count for chunk in chunks):
+        raise _WrongError(Kind.WRONG_COLUMNS, f"its {name} has nulls")
     arrays = [chunk.to_numpy(zero_copy_only=True) for chunk in chunks] or [np.empty(0, kind.value_type.to_pandas_dtype())]
     return (np.concatenate(arrays) if len(arrays) > 1 else arrays[0]).reshape(-1, kind.list_size)
 
@@ -227,16 +234,18 @@ def _check_rows(shard: pa.Table, expected: pa.Table, identity_columns: int) -> N
             raise _WrongError(kind, f"column {name!r} differs from the source's from row {row} of the shard on")
 
 
-def _check_numbers(vectors_RD: NDArray[np.float32], texts: _Texts, rules: Rules) -> None:
-    finite_R = np.isfinite(vectors_RD).all(axis=1)
+def _check_numbers(name: str, values_RW: NDArray[Any], texts: _Texts, rules: Rules) -> None:
+    ranges_2D = rules.vectors.ranges.get(name)
+    finite_R = np.isfinite(loaded(values_RW, ranges_2D)).all(axis=1)
     if not finite_R.all():
         raise _WrongError(Kind.NOT_FINITE, f"the vector of row {np.argmin(finite_R)} of the shard holds NaN or infinity")
-    if not rules.normalized or is_packed(rules.output_dtype):
+    if not rules.normalized or is_packed(rules.vectors.dtype):
         return
-    norms_R = np.sqrt(np.einsum("rd,rd->r", vectors_RD, vectors_RD, dtype=np.float64))
-    for row in np.flatnonzero(np.abs(norms_R - 1) > _NORM_TOLERANCE[rules.output_dtype]).tolist():
-        if norms_R[row] or _has_something_visible(texts[row]):
-            raise _WrongError(Kind.WRONG_NORM, f"the vector of row {row} of the shard has the length {norms_R[row]:.6g}, not 1")
+    tolerance, (least_R, greatest_R) = _NORM_TOLERANCE[rules.vectors.dtype], lengths(values_RW, ranges_2D)
+    for row in np.flatnonzero((greatest_R < 1 - tolerance) | (least_R > 1 + tolerance)).tolist():
+        if least_R[row] or _has_something_visible(texts[row]):
+            length = least_R[row] if least_R[row] > 1 else greatest_R[row]
+            raise _WrongError(Kind.WRONG_NORM, f"the vector of row {row} of the shard has the length {length:.6g}, not 1")
 
 
 def _has_something_visible(text: str) -> bool:
@@ -260,20 +269,22 @@ def _same_versions(footer: Mapping[str, Any], writer: str, rules: Rules) -> bool
 
 
 def _rebuilt(
-    expected: pa.Table, values_RW: NDArray[Any], tokens: Mapping[str, pa.ChunkedArray], footer: Mapping[str, Any], rules: Rules
+    expected: pa.Table, vectors: Mapping[str, NDArray[Any]], tokens: Mapping[str, pa.ChunkedArray], footer: Mapping[str, Any], rules: Rules
 ) -> bytes:
     """The shard as the worker made it, but with the vectors and token counts that the shard says."""
-    table = shard_table(expected, values_RW, {name: _one(column) for name, column in tokens.items()})
+    more = {**vectors, **{name: _one(column) for name, column in tokens.items()}}
+    table = shard_table(expected, more.pop(EMBEDDING), more)
     return shard_bytes(table, footer, byte_stream_split=rules.byte_stream_split)
 
 
-def _samples(texts: _Texts, vectors_RD: NDArray[np.float32], wanted: Sequence[int]) -> Iterator[Sample]:
+def _samples(texts: _Texts, vectors: Sequence[NDArray[Any]], wanted: Sequence[int]) -> Iterator[Sample]:
     """What the wanted rows of the unit gave; of a text of many chunks a few, which depend on all that is wanted."""
     rng = np.random.default_rng(list(wanted))
     for unit_row in wanted:
         start, end = np.searchsorted(texts.unit_rows, [unit_row, unit_row + 1]).tolist()
         for row in start + np.sort(rng.choice(end - start, min(_CHUNKS_OF_A_TEXT, end - start), replace=False)):
-            yield Sample(unit_row, texts[row], tuple(vectors_RD[row].tolist()), None if texts.chunks is None else int(row - start))
+            stored = tuple(tuple(values_RW[row].tolist()) for values_RW in vectors)
+            yield Sample(unit_row, texts[row], stored, None if texts.chunks is None else int(row - start))
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:

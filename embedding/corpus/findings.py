@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from embedding.config import LongText, OutputDtype
+from embedding.config import LongText
 from embedding.corpus.reader import Columns
 from embedding.corpus.shard import NOT_FINITE, too_long
+from embedding.corpus.vectors import VectorColumns
 
 
 class Kind(StrEnum):
@@ -58,12 +59,11 @@ class Rules:
     columns: Columns
     has_id: bool
     token_columns: bool
-    dimensions: int
+    vectors: VectorColumns
     normalized: bool
     fingerprint: str
     settings: Mapping[str, Any]
     """The hashed settings, which every footer repeats."""
-    output_dtype: OutputDtype
     byte_stream_split: bool
     long_text: LongText
     max_tokens: int
@@ -83,7 +83,8 @@ class Sample:
     source_row: int
     text: str
     """The whole, or a chunk of it."""
-    vector: tuple[float, ...]
+    vectors: tuple[tuple[float, ...], ...]
+    """Of each vector column, as it is stored."""
     chunk: int | None = None
     """The chunk's number."""
 

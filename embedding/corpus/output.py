@@ -25,6 +25,7 @@ from embedding.corpus.plan import Unit
 from embedding.corpus.requests import explained, is_of_store
 from embedding.corpus.shard import shard_footer
 from embedding.corpus.storage import TEMPORARY, open_storage
+from embedding.corpus.vectors import Calibration, digest
 from embedding.errors import ConfigError, SettingsChangedError, StorageError
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ class JobSettings:
     """What the last run was asked that no fingerprint can say: where the model is, how many rows. A proof begins with it."""
     measured: dict[str, Any] = field(default_factory=dict)
     """What the first run measured before it chose what is kept; empty where it measured nothing."""
+    calibration: Calibration = field(default_factory=dict)
+    """The ranges of int8, settled when the output is begun; `vectors` has their digest."""
 
     @property
     def fingerprint(self) -> str:
@@ -142,9 +145,7 @@ class Output:
         if data is None:
             return None
         try:
-            document = json.loads(data)
-            own = (document["vectors"], document["kept"], tuple(document["input"]), document["versions"])
-            return JobSettings(*own, document.get("asked", {}), document.get("measured", {}))
+            return _settings_of(json.loads(data))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{self.url}/{_JOB} is damaged ({error!r}); --restart begins anew") from error
 
@@ -225,6 +226,14 @@ class Output:
         names = [*self.shards(), *self.storage.list("_control")]
         self.storage.delete([name for name in names if name not in (_JOB, LEASE)])
         self.storage.delete([_JOB])
+
+
+def _settings_of(document: Mapping[str, Any]) -> JobSettings:
+    own = (document["vectors"], document["kept"], tuple(document["input"]), document["versions"])
+    settings = JobSettings(*own, document.get("asked", {}), document.get("measured", {}), document.get("calibration", {}))
+    if "calibration" in settings.vectors and settings.vectors["calibration"] != digest(settings.calibration):
+        raise ValueError("its calibration is not the one that it was begun with")
+    return settings
 
 
 def manifest(units: Sequence[Unit], committed: Mapping[str, int], records: pa.Table) -> pa.Table:

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embedding.corpus.ledger import RECORD_SCHEMA, RECORDS, is_last, read_segment, segment_name
-from embedding.corpus.numbers import loaded
+from embedding.corpus.numbers import Floats, loaded, rounding
 from embedding.corpus.output import rejected_name
 from embedding.corpus.shard import EMBEDDING, footer_facts
 from embedding.corpus.storage import Storage
@@ -86,6 +86,8 @@ class Sample:
     """Scanned rows with the very vector of another row of their shard, beyond those that have another row's tokens."""
     unread: list[str] = field(default_factory=list)
     """Shards that could not be read, each with the reason."""
+    rounding: float = 0.0
+    """How far int8 may have moved a vector."""
 
 
 def read_records(storage: Storage, shards: Iterable[str], run: str, until: float) -> Records:
@@ -141,30 +143,43 @@ def sample_shards(storage: Storage, shards: Sequence[str], *, rows: int, seed: s
     """
     rng = random.Random(seed)
     chosen = sorted(rng.sample(shards, min(SAMPLE_SHARDS, len(shards))))
-    parts: list[pa.Table] = []
-    scanned, repeats, unread = 0, 0, []
+    parts: list[_Part] = []
+    unread: list[str] = []
     for shard in chosen:
         if parts and time.monotonic() > until:
             unread.append(f"{shard}: no time was left for it")
             continue
         try:
-            part, read, again = _sample_shard(storage, shard, -(-rows // len(chosen)), rng)
+            parts.append(_sample_shard(storage, shard, -(-rows // len(chosen)), rng))
         except (EmbeddingJobError, pa.ArrowException, OSError, ValueError) as error:
             unread.append(f"{shard}: {error}")
-            continue
-        parts.append(part)
-        scanned += read
-        repeats += again
-    parts = [part for part in parts if part.num_rows]
-    if not parts:
+    full = [part for part in parts if len(part.vectors_RD)]
+    if not full:
         return Sample(np.empty((0, 0), np.float32), {}, 0, 0, 0, unread)
-    table = pa.concat_tables(parts, promote_options="default").combine_chunks().slice(0, rows)
-    columns = {name: table[name].to_pylist() for name in table.column_names if name != EMBEDDING}
-    return Sample(_matrix(table), columns, len(parts), scanned, repeats, unread)
+    table = pa.concat_tables([part.shown for part in full], promote_options="default").slice(0, rows)
+    return Sample(
+        np.concatenate([part.vectors_RD for part in full])[:rows],
+        {name: table[name].to_pylist() for name in table.column_names},
+        len(full),
+        sum(part.scanned for part in parts),
+        sum(part.repeats for part in parts),
+        unread,
+        full[0].rounding,
+    )
 
 
-def _sample_shard(storage: Storage, shard: str, rows: int, rng: random.Random) -> tuple[pa.Table, int, int]:
-    """Rows of one shard as texts and vectors, how many were read for them, and how many of those repeat a vector but no tokens."""
+@dataclass(frozen=True)
+class _Part:
+    """What was taken of one shard, as in `Sample`."""
+
+    vectors_RD: Floats
+    shown: pa.Table
+    scanned: int
+    repeats: int
+    rounding: float
+
+
+def _sample_shard(storage: Storage, shard: str, rows: int, rng: random.Random) -> _Part:
     with storage.open(shard) as stream:
         file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER_BYTES)
         footer = footer_facts(file.metadata.metadata)
@@ -172,17 +187,22 @@ def _sample_shard(storage: Storage, shard: str, rows: int, rng: random.Random) -
         scanned = max(rows, min(_SCANNED_ROWS, _SCANNED_BYTES // (4 * schema.field(EMBEDDING).type.list_size)))
         groups = [group for group in range(file.num_row_groups) if file.metadata.row_group(group).num_rows]
         if not groups:
-            return pa.table({}), 0, 0
+            return _Part(np.empty((0, 0), np.float32), pa.table({}), 0, 0, 0.0)
         columns = [item.name for item in schema if item.name == EMBEDDING or _is_shown(item.type)]
         batches = file.iter_batches(scanned, row_groups=[rng.choice(groups)], columns=columns, use_threads=False)
         table = pa.Table.from_batches([next(batches)])
-    repeats = table.num_rows - len(np.unique(_matrix(table).view(np.uint32), axis=0))
-    taken = table.take(sorted(rng.sample(range(table.num_rows), min(rows, table.num_rows))))
+    ranges = footer.get("calibration", {}).get(EMBEDDING)
+    ranges_2D = None if ranges is None else np.array(ranges, np.float32)
+    vectors_RD = loaded(_matrix(table), ranges_2D)
+    repeats = table.num_rows - len(np.unique(vectors_RD.view(np.uint32), axis=0))
+    chosen = sorted(rng.sample(range(table.num_rows), min(rows, table.num_rows)))
+    taken = table.take(chosen)
     shown = {name: pa.array(list(_shown(taken[name])), pa.string()) for name in columns if name != EMBEDDING}
     shown["source"] = pa.array([footer["unit"]["source"]["uri"]] * taken.num_rows, pa.string())
     # Rows with the tokens of an earlier one are given its vector on purpose, and are counted in the record.
     repeats -= footer["record"]["duplicates"]
-    return pa.table(shown | {EMBEDDING: taken[EMBEDDING]}), table.num_rows, max(0, repeats)
+    moved = 0.0 if ranges_2D is None else rounding(ranges_2D)
+    return _Part(vectors_RD[chosen], pa.table(shown), table.num_rows, max(0, repeats), moved)
 
 
 def _is_shown(kind: pa.DataType) -> bool:
@@ -196,10 +216,11 @@ def _shown(column: pa.ChunkedArray) -> Iterator[str | None]:
         yield None if value is None else str(value)[:_SHOWN_CHARS]
 
 
-def _matrix(table: pa.Table) -> NDArray[np.float32]:
+def _matrix(table: pa.Table) -> NDArray[Any]:
+    """The vectors as they are stored."""
     column = table[EMBEDDING].combine_chunks()
     array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    return loaded(array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size))
+    return np.asarray(array.flatten().to_numpy(zero_copy_only=False)).reshape(len(array), array.type.list_size)
 
 
 def _run_of(name: str, table: pa.Table) -> pa.Array:

@@ -47,16 +47,25 @@ def take_rows(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
     return pa.concat_tables([table.slice(run[0] if len(run) else 0, len(run)) for run in runs])
 
 
-def shard_table(copied: pa.Table, values_RW: NDArray[Any], more: Mapping[str, pa.Array]) -> pa.Table:
-    """The copied columns, the vectors as they are stored as a non-null fixed-size list, and further columns, R rows each."""
-    rows, width = values_RW.shape
-    vector_type = pa.list_(pa.field("element", pa.from_numpy_dtype(values_RW.dtype), nullable=False), width)
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values_RW.reshape(-1)), type=vector_type)
-    table = copied.append_column(pa.field(EMBEDDING, vector_type, nullable=False), vectors)
-    for name, column in more.items():
-        table = table.append_column(pa.field(name, column.type, nullable=False), column)
-    assert table.num_rows == rows
+def shard_table(copied: pa.Table, values_RW: NDArray[Any], more: Mapping[str, pa.Array | NDArray[Any]]) -> pa.Table:
+    """The copied columns, the vectors as they are stored, and further columns and vectors, R rows each; vectors as fixed-size lists."""
+    table = copied
+    for name, column in {EMBEDDING: values_RW, **more}.items():
+        array = _fixed_size_lists(column) if isinstance(column, np.ndarray) else column
+        table = table.append_column(pa.field(name, array.type, nullable=False), array)
+    assert table.num_rows == len(values_RW)
     return table
+
+
+def _fixed_size_lists(values_RW: NDArray[Any]) -> pa.FixedSizeListArray:
+    kind = pa.list_(pa.field("element", pa.from_numpy_dtype(values_RW.dtype), nullable=False), values_RW.shape[1])
+    return pa.FixedSizeListArray.from_arrays(pa.array(values_RW.reshape(-1)), type=kind)
+
+
+def vector_columns_in(schema: pa.Schema) -> list[str]:
+    """The columns of a shard that hold vectors: of the corpus' own columns, some of which may look alike, none stands behind the first."""
+    behind = [schema.field(place) for place in range(schema.get_field_index(EMBEDDING), len(schema))]
+    return [field.name for field in behind if pa.types.is_fixed_size_list(field.type)]
 
 
 def shard_bytes(table: pa.Table, footer: Mapping[str, object], *, byte_stream_split: bool = False) -> bytes:
@@ -70,8 +79,9 @@ def shard_bytes(table: pa.Table, footer: Mapping[str, object], *, byte_stream_sp
     metadata = {f"{FOOTER_KEY}{key}": json.dumps(value, sort_keys=True) for key, value in sorted(footer.items())}
     metadata[_SEAL] = _seal(metadata)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
-    vector_type = table.schema.field(EMBEDDING).type
-    vector_bytes = vector_type.list_size * vector_type.value_type.bit_width // 8
+    vectors = vector_columns_in(table.schema)
+    kinds = [table.schema.field(name).type for name in vectors]
+    vector_bytes = sum(kind.list_size * kind.value_type.bit_width // 8 for kind in kinds)
     sink = pa.BufferOutputStream()
     plain = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
     pq.write_table(
@@ -81,13 +91,13 @@ def shard_bytes(table: pa.Table, footer: Mapping[str, object], *, byte_stream_sp
         compression="zstd",
         compression_level=1,
         use_dictionary=plain,
-        use_byte_stream_split=[f"{EMBEDDING}.list.element"] if byte_stream_split else False,
+        use_byte_stream_split=[f"{name}.list.element" for name in vectors] if byte_stream_split else False,
         write_statistics=plain,
         write_page_checksum=True,  # else a flipped bit of a vector is another number, and nothing shows it
     )
     data = sink.getvalue()
-    written = pq.read_table(pa.BufferReader(data), columns=[EMBEDDING], use_threads=False)
-    if not np.array_equal(_bits(written), _bits(table)):
+    written = pq.read_table(pa.BufferReader(data), columns=vectors, use_threads=False)
+    if not all(np.array_equal(_bits(written.column(name)), _bits(table.column(name))) for name in vectors):
         raise EmbeddingJobError("the shard does not read back as it was written; this machine's memory or Parquet library is faulty")
     return bytes(data.to_pybytes())
 
@@ -120,7 +130,7 @@ def _seal(facts: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _bits(table: pa.Table) -> NDArray[np.uint8]:
+def _bits(vectors: pa.ChunkedArray) -> NDArray[np.uint8]:
     """The vectors' bit patterns: two NaNs can be the same, and two zeros differ."""
-    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column(EMBEDDING).chunks]
+    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in vectors.chunks]
     return (np.concatenate(chunks) if len(chunks) > 1 else chunks[0] if chunks else np.empty(0, np.float32)).view(np.uint8)

@@ -112,7 +112,7 @@ class Storage:
         with explained(f"reading {self.url}/{name}"):
             try:
                 return bytes(with_retries(lambda: self._fs.cat_file(self.path(name))))
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return None
 
     def open(self, name: str) -> BinaryIO:

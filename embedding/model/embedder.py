@@ -35,7 +35,7 @@ class EmbeddedTexts:
     """Vectors of R rows, in the order of the rows."""
 
     vectors_RD: npt.NDArray[np.float32]
-    """C-contiguous."""
+    """C-contiguous; where the model gives several vectors a row, all of them side by side."""
     finite_R: npt.NDArray[np.bool_]
     """False: the vector holds NaN or infinity, also when computed in fp32."""
     batch_tokens: int
@@ -50,7 +50,7 @@ class Embedder:
     """One model, loaded once.
 
     Attributes:
-        dim: length of a vector.
+        dim: numbers of a row: the length of its vector, or of all of them.
         packed: rows run without padding.
     """
 
@@ -73,7 +73,7 @@ class Embedder:
         self._head = Head(spec, self._folder, self._device, prompt_tokens=self._tokenizer.prompt_tokens)
         self._encoder = Encoder(spec, self._folder, self._device, spec.precision)
         self._fitting_tokens: int | None = None
-        self.dim = spec.dimensions
+        self.dim = sum(spec.columns)
         self.packed = self._encoder.packed
 
     @property

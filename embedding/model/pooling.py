@@ -28,16 +28,17 @@ class Head:
         self._modes = spec.pooling
         self._prompt_tokens = prompt_tokens
         self._dense = [Dense(module, folder).to(device) for module in spec.dense]
-        self._dimensions = spec.dimensions
+        self._columns = spec.columns
         self._normalize = spec.normalize
 
     def __call__(self, hidden_TD: Tensor, batch: PackedBatch) -> Tensor:
-        """float32 [R, dimensions] from hidden states of any float type."""
+        """float32 [R, dimensions] from hidden states of any float type; further vectors of a row lie behind its first."""
         vectors_RD = pool(hidden_TD.float(), batch, self._modes, self._prompt_tokens)
         for dense in self._dense:
             vectors_RD = dense(vectors_RD)
-        vectors_RD = vectors_RD[:, : self._dimensions]
-        return normalize(vectors_RD, dim=1) if self._normalize else vectors_RD
+        found = [vectors_RD[:, :dimensions] for dimensions in self._columns]
+        found = [normalize(each_RD, dim=1) for each_RD in found] if self._normalize else found
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
 
 def pool(hidden_TD: Tensor, batch: PackedBatch, modes: Sequence[Pooling], prompt_tokens: int) -> Tensor:

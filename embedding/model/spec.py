@@ -13,7 +13,7 @@ from embedding.errors import ModelError
 from embedding.model.folder import DenseSpec, FolderSettings, read_settings
 from embedding.model.source import ModelFiles, ModelSource, open_model
 
-FingerprintValue: TypeAlias = str | int | bool | list[str] | None
+FingerprintValue: TypeAlias = str | int | bool | Sequence[str] | Sequence[int] | None
 
 _POSITIONS_FOLLOW_PADDING = frozenset(
     [
@@ -72,6 +72,13 @@ class ModelSpec:
     """Length of a finished vector."""
     precision: Precision
     trust_remote_code: bool
+    further_dimensions: tuple[int, ...] = ()
+    """Falling lengths of further vectors of a text, each the beginning of the same one."""
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """Lengths of all vectors of a text, in the order in which they lie side by side."""
+        return (self.dimensions, *self.further_dimensions)
 
     def fingerprint_fields(self) -> dict[str, FingerprintValue]:
         """All that changes a vector, JSON-able, by names that a user understands; the same wherever the files lie."""
@@ -89,6 +96,7 @@ class ModelSpec:
             "pooling": list(self.pooling),
             "normalize": self.normalize,
             "dimensions": self.dimensions,
+            **({"further_dimensions": list(self.further_dimensions)} if self.further_dimensions else {}),
             "precision": self.precision,
         }
 
@@ -126,8 +134,8 @@ def resolve_model(config: JobConfig, *, precision: Precision, opened: tuple[Mode
     weight_files = _weight_files(files, path, config.model)
     pooling = (config.pooling,) if config.pooling != "auto" else settings.pooling or (_default_pooling(transformer),)
     full_dimensions = _full_dimensions(len(pooling) * transformer.hidden_size, settings.dense)
-    dimensions = _dimensions(config.dimensions or settings.dimensions, full_dimensions)
-    truncated = dimensions < full_dimensions
+    dimensions = _dimensions(config.dimensions[0] if config.dimensions else settings.dimensions, full_dimensions)
+    truncated = dimensions < full_dimensions or len(config.dimensions) > 1
     return ModelSpec(
         source=source,
         model_type=transformer.model_type,
@@ -147,6 +155,7 @@ def resolve_model(config: JobConfig, *, precision: Precision, opened: tuple[Mode
         prompt=_prompt(config, settings),
         full_dimensions=full_dimensions,
         dimensions=dimensions,
+        further_dimensions=config.dimensions[1:],
         precision=precision,
         trust_remote_code=config.trust_remote_code,
     )

@@ -14,15 +14,14 @@ from itertools import accumulate, cycle, pairwise
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding.config import JobConfig
 from embedding.corpus.ledger import read_ledger
-from embedding.corpus.numbers import stored_type
 from embedding.corpus.output import Output
 from embedding.corpus.plan import Unit, make_unit
 from embedding.corpus.reader import Columns, UnitRows, text_faults
+from embedding.corpus.vectors import VectorColumns
 from embedding.model.embedder import Embedder
 from embedding.model.spec import TRUNCATE, LongTexts, ModelSpec
 from embedding.model.tokenizer import TokenizedTexts, Tokenizer
@@ -87,7 +86,7 @@ def estimate(
     long = long_texts_of(config)
     sample = sample_texts(pending, model, columns, config.output, long) if pending else None
     rows = sum(unit.num_rows for unit in pending)
-    bytes_per_row, measured = _shard_bytes_per_row(output, stored_type(config.output_dtype, model.dimensions))
+    bytes_per_row, measured = _shard_bytes_per_row(output, VectorColumns(model.columns, config.output_dtype))
     if sample is not None and not measured and long.how == "chunk":
         bytes_per_row *= len(sample.tokens.lengths) / sample.rows
     facts: dict[str, object] = {"rows to do": rows, "shard bytes": round(rows * bytes_per_row), "shard bytes measured": measured}
@@ -117,12 +116,12 @@ def estimate(
     }
 
 
-def _shard_bytes_per_row(output: Output, vector: pa.DataType) -> tuple[float, bool]:
+def _shard_bytes_per_row(output: Output, vectors: VectorColumns) -> tuple[float, bool]:
     """And whether it is measured on this output's shards: else it is the vectors without what else a shard has."""
     ledger = read_ledger(output.storage, ("bytes", "rows", "error"))
     committed = ledger.filter(pc.equal(ledger["error"], ""))
     rows = pc.sum(committed["rows"]).as_py()
-    return (pc.sum(committed["bytes"]).as_py() / rows, True) if rows else (vector.list_size * vector.value_type.bit_width / 8, False)
+    return (pc.sum(committed["bytes"]).as_py() / rows, True) if rows else (vectors.row_bytes, False)
 
 
 def sample_texts(pending: Sequence[Unit], model: ModelSpec, columns: Columns, seed: str, long: LongTexts = TRUNCATE) -> TextSample | None:

@@ -46,7 +46,7 @@ def decode_checked(text: str) -> CheckedUnit:
     """The inverse of `encode_checked`."""
     fields = json.loads(text)
     finding = fields["finding"] and Finding(Kind(fields["finding"].pop("kind")), **fields["finding"])
-    samples = tuple(Sample(**{**row, "vector": tuple(row["vector"])}) for row in fields["samples"])
+    samples = tuple(Sample(**{**row, "vectors": tuple(map(tuple, row["vectors"]))}) for row in fields["samples"])
     return CheckedUnit(**{**fields, "finding": finding, "samples": samples})
 
 

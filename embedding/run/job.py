@@ -22,6 +22,7 @@ from embedding.corpus.sources import absolute, list_sources
 from embedding.corpus.storage import TEMPORARY, filesystem_of, open_storage
 from embedding.errors import AccessError, ConfigError, CorpusError, EmbeddingJobError, LeaseLostError, StorageError
 from embedding.model.spec import ModelSpec
+from embedding.run.calibration import calibrated, calibration_of
 from embedding.run.cluster import Cluster
 from embedding.run.metrics import Metrics
 from embedding.run.models import find_model
@@ -99,6 +100,7 @@ def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None 
                 output.clear()
             if earlier() is None and open_choices(config, corpus.layouts, cluster):
                 settings = measured(config, corpus.layouts, corpus.columns, model, settings, cluster)
+            settings = calibrated(config, output, corpus.layouts, corpus.columns, model, settings, cluster)
             plan = _plan(config, output, corpus, model, output.begin(settings), run_id)
             output.remember(plan.settings, _inputs(config), what_was_asked(config, model))
             try:
@@ -185,10 +187,11 @@ def _settle(
     if existing is None:
         device = place_workers(config, cluster.nodes()).device
         model = find_model(config, precision=first_precision(config, device))
-        return model, job_settings(config, model, first_choices(config, model, device), _inputs(config), columns)
+        chosen = first_choices(config, model, device)
+        return model, job_settings(config, model, chosen, _inputs(config), columns, calibration_of(config, model, None))
     precision = existing.vectors["precision"] if config.precision == "auto" else config.precision
     model = find_model(config, precision=precision)
-    settings = job_settings(config, model, existing.kept, existing.input, columns)
+    settings = job_settings(config, model, existing.kept, existing.input, columns, calibration_of(config, model, existing))
     existing.require_same_vectors(settings, output.url)
     for name, kept in existing.kept.items():
         if getattr(config, name) not in ("auto", kept):
@@ -305,6 +308,7 @@ def _worker_job(config: JobConfig, output: Output, plan: _Plan, placement: Place
         fails_on_bad_rows=config.bad_rows == "fail",
         long_text=long_texts_of(config),
         output_dtype=config.output_dtype,
+        calibration=settings.calibration,
         byte_stream_split=config.byte_stream_split,
         device=placement.device,
         threads=placement.threads,

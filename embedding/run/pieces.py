@@ -15,10 +15,11 @@ import pyarrow as pa
 from embedding.corpus.chunks import Chunks
 from embedding.corpus.lengths import length_counts
 from embedding.corpus.shard import take_rows
+from embedding.corpus.vectors import side_by_side
 
 if TYPE_CHECKING:
     from embedding.model.embedder import EmbeddedTexts, Embedder
-    from embedding.model.spec import LongTexts
+    from embedding.model.spec import LongTexts, ModelSpec
     from embedding.model.windows import Pieces
 
 Int64Array = npt.NDArray[np.int64]
@@ -78,7 +79,7 @@ def embed_pieces(embedder: Embedder, pieces: Pieces, batch_tokens: int) -> Embed
     )
 
 
-def shard_rows(pieces: Pieces, embedded: EmbeddedTexts, long: LongTexts, *, normalize: bool) -> ShardRows:
+def shard_rows(pieces: Pieces, embedded: EmbeddedTexts, long: LongTexts, model: ModelSpec) -> ShardRows:
     """The rows that the pieces make: all of a text's, or none where a vector of them is not finite."""
     finite_P, texts_P = embedded.finite_R, pieces.texts_P
     not_finite = np.unique(texts_P[~finite_P])
@@ -94,24 +95,25 @@ def shard_rows(pieces: Pieces, embedded: EmbeddedTexts, long: LongTexts, *, norm
     if long.how == "chunk":
         chunks = Chunks(_numbers(texts), pieces.starts_P[kept], pieces.ends_P[kept])
     elif long.how == "average" and len(first := firsts(texts)) < len(texts):
-        vectors = average(vectors, lengths, first, normalize=normalize)
+        vectors = average(vectors, lengths, first, model)
         texts, lengths, truncated = texts[first], np.add.reduceat(lengths, first), np.logical_or.reduceat(truncated, first)
     return ShardRows(texts, vectors, lengths, truncated, chunks, not_finite.tolist(), duplicates)
 
 
-def average(vectors_PD: npt.NDArray[np.float32], tokens_P: Int64Array, first: Int64Array, *, normalize: bool) -> npt.NDArray[np.float32]:
+def average(vectors_PD: npt.NDArray[np.float32], tokens_P: Int64Array, first: Int64Array, model: ModelSpec) -> npt.NDArray[np.float32]:
     """[S, D] of each text, whose pieces begin at `first`, the mean of its pieces' vectors, each weighing its tokens.
 
     As OpenAI's cookbook has it ("Embedding texts that are longer than the model's maximum context length"): finished vectors are
-    averaged, then the mean is scaled to length 1, where vectors are. A text of one piece keeps its vector.
+    averaged, then the mean is scaled to length 1, where the model's are. A text of one piece keeps its vector.
     """
     means_SD = vectors_PD[first]
     ends = np.append(first[1:], len(vectors_PD))
     for row in np.flatnonzero(ends - first > 1).tolist():
         part = slice(first[row], ends[row])
         mean = np.einsum("p,pd->d", tokens_P[part].astype(np.float64), vectors_PD[part].astype(np.float64)) / tokens_P[part].sum()
-        length = np.linalg.norm(mean) if normalize else 1.0
-        means_SD[row] = mean / length if length else mean
+        for column in side_by_side(model.columns) if model.normalize else ():
+            mean[column] /= np.linalg.norm(mean[column]) or 1.0
+        means_SD[row] = mean
     return means_SD
 
 

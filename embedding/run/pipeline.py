@@ -23,6 +23,7 @@ from embedding.corpus.ledger import CommitRecord, records_from_table
 from embedding.corpus.plan import Unit
 from embedding.errors import EmbeddingJobError, ModelError
 from embedding.run.attempts import AttemptCounter
+from embedding.run.calibrator import CalibrationJob, Calibrator, Ranges
 from embedding.run.checker import CheckJob, check_stage
 from embedding.run.exchange import decode_checked, encode_unit
 from embedding.run.placement import READ_CPUS, Placement
@@ -45,6 +46,8 @@ _PLACE_SECONDS = 600
 """A cluster that grows may have to get a machine first; the workers would wait for it too."""
 _PROBE_SECONDS = 300
 """Loading a large model takes longest of what is done before the run, and is bounded by nothing else."""
+_CALIBRATION_SECONDS = 3600
+"""A bounded number of tokens, through a model of any size: no run begins without it."""
 
 
 def run_units(
@@ -114,18 +117,32 @@ def run_probe(job: ProbeJob, placement: Placement) -> Findings:
     Raises:
         EmbeddingJobError: there was no place, or nothing could be measured.
     """
-    actor: Any = ray.remote(Probe)
+    found: Findings = _found_by(Probe, job, placement, _PROBE_SECONDS)
+    return found
+
+
+def run_calibration(job: CalibrationJob, placement: Placement) -> Ranges:
+    """The ranges of the sample's numbers, measured in such a process.
+
+    Raises:
+        EmbeddingJobError: there was no place, or nothing could be measured.
+    """
+    found: Ranges = _found_by(Calibrator, job, placement, _CALIBRATION_SECONDS)
+    return found
+
+
+def _found_by(process: type[Probe | Calibrator], job: ProbeJob | CalibrationJob, placement: Placement, seconds: float) -> Any:
+    actor: Any = ray.remote(process)
     probe = actor.options(num_cpus=placement.cpus, num_gpus=placement.gpus).remote(job)
     try:
         ray.get(probe.is_there.remote(), timeout=_PLACE_SECONDS)
-        found: Findings = ray.get(probe.find.remote(), timeout=_PROBE_SECONDS)
+        return ray.get(probe.find.remote(), timeout=seconds)
     except GetTimeoutError as error:
         raise EmbeddingJobError("a worker to measure with was not ready in time") from error
     except RayError as error:
         raise EmbeddingJobError(reason_in(str(error)) or type(error).__name__) from error
     finally:
         ray.kill(probe)  # its place is for a worker
-    return found
 
 
 def _one_row_each(units: Sequence[Unit]) -> ray.data.Dataset:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 
-from embedding.corpus.plan import Unit
+from embedding.corpus.plan import SourceLayout, Unit, make_unit
 from embedding.corpus.reader import Columns, UnitRows, read_unit
 from embedding.errors import SourceError, StorageError
 
@@ -40,3 +42,24 @@ def read_in_time(places: Sequence[Unit], columns: Columns) -> tuple[dict[int, Un
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return {number: read[number] for number in sorted(read)}, unreadable
+
+
+def spread_blocks(layouts: Sequence[SourceLayout], *, blocks: int, block_rows: int, block_bytes: int, limit_rows: int | None) -> list[Unit]:
+    """At most `blocks` runs of at most `block_rows` rows, one in each of equal parts of the corpus, at a random place, always the same one.
+
+    Blocks of large rows are shorter: of about `block_bytes` of their file. A corpus with no more rows than that is taken whole.
+    """
+    ends = list(accumulate(layout.num_rows for layout in layouts))
+    rows = min(ends[-1] if ends else 0, limit_rows or ends[-1])
+    chance = random.Random(rows)
+    places = min(blocks, -(-rows // block_rows))
+    found = []
+    for place in range(places):
+        start, end = rows * place // places, rows * (place + 1) // places
+        row = start + int((end - start - min(block_rows, end - start)) * chance.random())
+        layout = layouts[number := bisect_right(ends, row)]
+        first = row - (ends[number] - layout.num_rows)
+        fitting = max(1, block_bytes * layout.num_rows // max(1, layout.source.size))
+        wanted = min(block_rows, fitting, end - row, layout.num_rows - first)
+        found.append(make_unit(layout.source, first, wanted, "sample", near=layout.mark_before(first)))
+    return found

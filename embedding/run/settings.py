@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -15,6 +15,7 @@ from embedding.corpus.formats.names import Format, format_of
 from embedding.corpus.output import JobSettings
 from embedding.corpus.reader import settle_columns
 from embedding.corpus.sources import Source
+from embedding.corpus.vectors import Calibration, VectorColumns, digest
 from embedding.errors import ConfigError
 from embedding.model.batching import default_batch_tokens
 from embedding.model.spec import LongTexts, ModelSpec
@@ -87,8 +88,15 @@ def first_choices(config: JobConfig, model: ModelSpec, device: str) -> dict[str,
     }
 
 
-def job_settings(config: JobConfig, model: ModelSpec, kept: dict[str, int], inputs: tuple[str, ...], columns: Columns) -> JobSettings:
-    """The settings of this run.
+def job_settings(
+    config: JobConfig,
+    model: ModelSpec,
+    kept: dict[str, int],
+    inputs: tuple[str, ...],
+    columns: Columns,
+    calibration: Calibration | None = None,
+) -> JobSettings:
+    """The settings of this run; int8 without a calibration is one that is to be measured.
 
     Raises:
         ConfigError: the windows of a long text could not overlap as asked.
@@ -102,11 +110,13 @@ def job_settings(config: JobConfig, model: ModelSpec, kept: dict[str, int], inpu
             "token_columns": config.token_columns,
             **_long_text_settings(config, model),
             **({} if config.output_dtype == "float32" else {"output_dtype": config.output_dtype}),
+            **({"calibration": digest(calibration or {})} if config.output_dtype == "int8" else {}),
             **({"byte_stream_split": True} if config.byte_stream_split else {}),
         },
         kept=kept,
         input=inputs,
         versions=installed_versions(),
+        calibration=calibration or {},
     )
 
 
@@ -116,6 +126,16 @@ def _how_it_is_read(columns: Columns) -> dict[str, Any]:
     kind = {} if columns.format is Format.PARQUET else {"input_format": str(columns.format)}
     types = {} if columns.schema is None else {"column_types": schema_to_json(columns.schema)}
     return {"text_column": columns.text if columns.template is None else None, **template, **kind, **types}
+
+
+def vectors_of_output(settings: JobSettings) -> VectorColumns:
+    """The columns that the vectors of an output are in."""
+    vectors = settings.vectors
+    return VectorColumns(_dimensions_of(vectors), vectors.get("output_dtype", "float32"), settings.calibration)
+
+
+def _dimensions_of(vectors: Mapping[str, Any]) -> tuple[int, ...]:
+    return (vectors["dimensions"], *vectors.get("further_dimensions", ()))
 
 
 def long_texts_of(config: JobConfig) -> LongTexts:
@@ -160,7 +180,8 @@ def model_options(settings: JobSettings, output: str, model: str | None, *, trus
         input=settings.input,
         output=output,
         **place,
-        **{key: vectors[key] for key in ("prompt", "max_tokens", "dimensions")},
+        **{key: vectors[key] for key in ("prompt", "max_tokens")},
+        dimensions=_dimensions_of(vectors),
         pooling=vectors["pooling"][0] if len(vectors["pooling"]) == 1 else "auto",
         normalize="yes" if vectors["normalize"] else "no",
         trust_remote_code=trust_remote_code,

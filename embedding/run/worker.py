@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,11 +20,12 @@ import pyarrow as pa
 
 from embedding.config import OutputDtype
 from embedding.corpus.ledger import CommitRecord, parquet_bytes, records_to_table
-from embedding.corpus.numbers import LARGEST_HALF, stored
+from embedding.corpus.numbers import LARGEST_HALF
 from embedding.corpus.output import Output, rejected_name
 from embedding.corpus.plan import Unit
 from embedding.corpus.reader import Columns, UnitRows, read_unit, text_faults
-from embedding.corpus.shard import NOT_FINITE, identified, shard_bytes, shard_table, too_long
+from embedding.corpus.shard import EMBEDDING, NOT_FINITE, identified, shard_bytes, shard_table, too_long
+from embedding.corpus.vectors import Calibration, VectorColumns
 from embedding.errors import AccessError, BadRowsError, EmbeddingJobError, StorageFullError
 from embedding.model.spec import TRUNCATE, LongTexts, ModelSpec
 from embedding.run.attempts import Attempts
@@ -62,6 +63,8 @@ class WorkerJob:
     """Fail a unit that has rows which cannot be embedded, instead of rejecting them."""
     long_text: LongTexts = TRUNCATE
     output_dtype: OutputDtype = "float32"
+    calibration: Calibration = field(default_factory=dict)
+    """Of int8, the ranges that the output is begun with."""
     byte_stream_split: bool = False
 
 
@@ -112,6 +115,7 @@ class EmbeddingWorker:
         self._job = job
         self._attempts = attempts
         self._output = Output(job.output)
+        self._columns = VectorColumns(job.model.columns, job.output_dtype, job.calibration)
         self._embedder = self.load(job)
         self._windows = self._embedder.windows(job.long_text)
         self._device = threading.Lock()
@@ -196,14 +200,16 @@ class EmbeddingWorker:
 
         if self._job.output_dtype == "float16":
             embedded = replace(embedded, finite_R=embedded.finite_R & (np.abs(embedded.vectors_RD) <= LARGEST_HALF).all(axis=1))
-        made = shard_rows(pieces, embedded, self._job.long_text, normalize=self._job.model.normalize)
+        made = shard_rows(pieces, embedded, self._job.long_text, self._job.model)
         faults |= dict.fromkeys(good[made.not_finite].tolist(), NOT_FINITE)
         self._require_none(unit, faults)
         facts = {"rejected": len(faults), **made.facts()}
         token_columns = made.token_columns() if self._job.token_columns else {}
         copied = identified(unit, rows.copied, has_id=self._job.has_id)
-        table = shard_table(made.identified(copied, good), stored(made.vectors_SD, self._job.output_dtype), token_columns)
+        vectors = self._columns.stored(made.vectors_SD)
+        table = shard_table(made.identified(copied, good), vectors.pop(EMBEDDING), vectors | token_columns)
         footer = {"unit": unit.identity(), "record": facts, "provenance": self._job.provenance}
+        footer |= {"calibration": self._job.calibration} if self._job.calibration else {}
         data = shard_bytes(table, footer, byte_stream_split=self._job.byte_stream_split)
         if faults:  # before the shard, so that one commit covers both
             ids = rows.copied.column(0) if self._job.has_id else None

@@ -9,14 +9,19 @@ from typing import Any
 import pyarrow as pa
 
 from embedding import JobConfig
+from embedding.corpus.columns import Columns
 from embedding.corpus.findings import CheckedUnit
 from embedding.corpus.ledger import Ledger, records_from_table
-from embedding.corpus.output import Output
+from embedding.corpus.output import JobSettings, Output
 from embedding.corpus.plan import Unit, plan_units
 from embedding.corpus.reader import read_layouts
 from embedding.corpus.sources import absolute, list_sources
+from embedding.corpus.vectors import TO_BE_MEASURED, Calibration
 from embedding.errors import EmbeddingJobError
+from embedding.model.spec import ModelSpec
 from embedding.run.attempts import AttemptCounter
+from embedding.run.calibration import calibration_of, with_calibration
+from embedding.run.calibrator import CalibrationJob, Calibrator, calibration_sample
 from embedding.run.checker import CheckJob, check_stage
 from embedding.run.exchange import decode_checked, encode_unit
 from embedding.run.models import find_model
@@ -35,7 +40,11 @@ def embed_here(source: str, output: str, model: Path | str, run: str = "run", **
     place, inputs = Output(output), (absolute(source),)
     sources = list_sources(inputs, config.input_format)
     columns = columns_of_corpus(config, sources, place.settings)
-    settings = place.begin(job_settings(config, spec, first_choices(config, spec, "cpu"), inputs, columns))
+    begun = place.settings()
+    settings = job_settings(config, spec, first_choices(config, spec, "cpu"), inputs, columns, calibration_of(config, spec, begun))
+    if settings.vectors.get("calibration") == TO_BE_MEASURED:
+        settings = with_calibration(settings, measure_here(config, spec, settings, columns))
+    settings = place.begin(settings)
     place.remember(settings, inputs, what_was_asked(config, spec))
     place.mark_incomplete()
     attempts, kept = AttemptCounter(), settings.kept
@@ -61,6 +70,7 @@ def embed_here(source: str, output: str, model: Path | str, run: str = "run", **
         None,
         long_text=long_texts_of(config),
         output_dtype=config.output_dtype,
+        calibration=settings.calibration,
         byte_stream_split=config.byte_stream_split,
     )
     worker, ledger = EmbeddingWorker(job, attempts), Ledger(place.storage, run)
@@ -74,6 +84,16 @@ def embed_here(source: str, output: str, model: Path | str, run: str = "run", **
     ledger.flush()
     place.complete(units, place.shards(), lambda: None)
     return [unit.shard for unit in made]
+
+
+def measure_here(config: JobConfig, spec: ModelSpec, settings: JobSettings, columns: Columns) -> Calibration:
+    """What `run_calibration` does, on a CPU."""
+    sample = calibration_sample(list(read_layouts(list_sources(config.input, config.input_format), columns)), "cpu", config.limit_rows)
+    return (
+        Calibrator(CalibrationJob(spec, columns, sample, settings.kept["batch_tokens"], "cpu", None, long_texts_of(config)))
+        .find()
+        .calibration
+    )
 
 
 def check_here(units: Sequence[Unit], job: CheckJob) -> Iterator[CheckedUnit]:

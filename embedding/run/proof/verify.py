@@ -15,14 +15,15 @@ from typing import TypeAlias
 import numpy as np
 
 import embedding
-from embedding.corpus.findings import CheckedUnit, Finding, Kind, Rules
+from embedding.corpus.findings import CheckedUnit, Finding, Kind, Rules, Sample
 from embedding.corpus.lease import Lease
-from embedding.corpus.numbers import is_packed
+from embedding.corpus.numbers import Floats, bounds, is_packed, loaded
 from embedding.corpus.output import SUCCESS, JobSettings, Output
 from embedding.corpus.plan import Unit, plan_units
 from embedding.corpus.reader import read_layouts
 from embedding.corpus.sources import list_sources
 from embedding.corpus.storage import open_storage
+from embedding.corpus.vectors import VectorColumns
 from embedding.corpus.verify import Claims, false_claims, missing_shards, repair
 from embedding.errors import ConfigError, ModelError
 from embedding.model.spec import TRUNCATE, ModelSpec
@@ -33,7 +34,7 @@ from embedding.run.pieces import average, embed_pieces, firsts
 from embedding.run.pipeline import run_checks
 from embedding.run.proof.config import VerifyConfig
 from embedding.run.proof.result import Proof
-from embedding.run.settings import columns_of_output, long_texts_of_output, model_options
+from embedding.run.settings import columns_of_output, long_texts_of_output, model_options, vectors_of_output
 
 log = logging.getLogger(__name__)
 
@@ -164,11 +165,10 @@ def rules_of_output(settings: JobSettings) -> Rules:
         columns=columns_of_output(settings),
         has_id=settings.vectors["id_column"] is not None,
         token_columns=settings.vectors["token_columns"],
-        dimensions=settings.vectors["dimensions"],
+        vectors=vectors_of_output(settings),
         normalized=settings.vectors["normalize"],
         fingerprint=settings.fingerprint,
         settings=settings.vectors,
-        output_dtype=settings.vectors.get("output_dtype", "float32"),
         byte_stream_split=settings.vectors.get("byte_stream_split", False),
         long_text=long_texts_of_output(settings).how,
         max_tokens=settings.vectors["max_tokens"],
@@ -195,22 +195,34 @@ def _compare_vectors(model: ModelSpec, settings: JobSettings, units: Sequence[Un
     if not pairs:
         return
     long, least = long_texts_of_output(settings), LEAST_COSINE[settings.vectors["precision"]]
-    agree = compare_bits if is_packed(rules_of_output(settings).output_dtype) else compare
+    columns = vectors_of_output(settings)
     embedder = Embedder(model, folder=model_folder(model))
     windows = embedder.windows(long if long.how == "average" else TRUNCATE)  # the others' samples are what was encoded
     for start in range(0, len(pairs), _SAMPLE_BATCH):
         part = pairs[start : start + _SAMPLE_BATCH]
         pieces = windows([sample.text for _, sample in part])
         embedded = embed_pieces(embedder, pieces, model.max_tokens)
-        right_RD = average(embedded.vectors_RD, pieces.tokens.lengths, firsts(pieces.texts_P), normalize=model.normalize)
+        right_RD = average(embedded.vectors_RD, pieces.tokens.lengths, firsts(pieces.texts_P), model)
         for (unit, sample), right in zip(part, right_RD, strict=True):
-            cosine, length = agree(np.array(sample.vector), right.astype(np.float64))
+            cosine, length = min(_agreements(sample, right, columns), key=lambda found: found[0] - abs(found[1] - 1))
             proof.sampled += 1
             proof.worst_cosine = min(cosine, proof.worst_cosine if proof.worst_cosine is not None else 1.0)
             if not _alike(cosine, length, least):
                 row = f"row {unit.first_row + sample.source_row}{'' if sample.chunk is None else f', chunk {sample.chunk},'}"
                 what = f"the vector of {row} of {unit.source.uri} is not its text's: cosine {cosine:.6f}"
                 checked[unit.id] = CheckedUnit(unit.id, Finding(Kind.WRONG_VECTOR, unit.shard, f"{what}, length {length:.6g} times"))
+
+
+def _agreements(sample: Sample, right: Floats, columns: VectorColumns) -> Iterator[tuple[float, float]]:
+    """Of each vector of a row, cosine and length beside the right one, which lies in `right` beside the others."""
+    for (name, part), kind, values in zip(columns.parts(right[None]).items(), columns.types.values(), sample.vectors, strict=True):
+        stored, right_D = np.array(values, kind.value_type.to_pandas_dtype()), part[0].astype(np.float64)
+        if is_packed(columns.dtype):
+            yield compare_bits(loaded(stored).astype(np.float64), right_D)
+        elif (ranges_2D := columns.ranges.get(name)) is not None:
+            yield compare_steps(stored, right_D, ranges_2D)
+        else:
+            yield compare(stored.astype(np.float64), right_D)
 
 
 def compare(vector: np.ndarray, right: np.ndarray) -> tuple[float, float]:
@@ -230,6 +242,12 @@ def compare_bits(values: np.ndarray, right: np.ndarray) -> tuple[float, float]:
     differs = (right > 0) != (values[: len(right)] > 0)
     squares = float((right**2).sum())
     return 1 - float((right[differs] ** 2).sum()) / squares / 2 if squares else 1.0, 1.0
+
+
+def compare_steps(values: np.ndarray, right: np.ndarray, ranges_2D: Floats) -> tuple[float, float]:
+    """The same of the vector nearest to the right one of all that int8 stores as these values."""
+    lows, highs = bounds(values, ranges_2D)
+    return compare(np.clip(right, lows, highs), right)
 
 
 def _alike(cosine: float, length: float, least: float) -> bool:

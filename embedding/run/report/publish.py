@@ -54,7 +54,7 @@ def make_report(output: Output, summary: Summary, settings: JobSettings, shards:
     rejections = read_rejections(output.storage, records, rejected_until)
     runs = read_runs(output.storage, runs_until)
     sample = sample_shards(output.storage, shards, rows=SAMPLE_ROWS, seed=settings.fingerprint, until=sample_until)
-    vectors = study(sample.vectors_RD) if len(sample.vectors_RD) else None
+    vectors = study(sample.vectors_RD, sample.rounding) if len(sample.vectors_RD) else None
     page = page_of(Findings(summary, settings, model, len(shards), records, rejections, runs, sample, vectors))
     layout = Environment(loader=PackageLoader("embedding.run.report", "."), autoescape=True, undefined=StrictUndefined)
     return layout.get_template("report.html.j2").render(page=page, output=output.url, run=summary.run, version=embedding.__version__)

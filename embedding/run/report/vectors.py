@@ -51,14 +51,16 @@ class VectorFacts:
     plane_share: float
     """Share of the variance that the plane shows."""
     neighbours: list[Neighbours]
+    rounding: float = 0.0
+    """How far from what it was a vector may be, for the numbers that it is stored in."""
 
     @property
     def unit_length(self) -> bool:
         """Whether the vectors are normalized."""
-        return bool(np.all(np.abs(self.norms_R - 1) < 1e-3))
+        return bool(np.all(np.abs(self.norms_R - 1) < max(1e-3, self.rounding)))
 
 
-def study(vectors_RD: npt.NDArray[np.float32]) -> VectorFacts:
+def study(vectors_RD: npt.NDArray[np.float32], rounding: float = 0.0) -> VectorFacts:
     """The facts of R >= 1 vectors; the same for the same vectors."""
     norms = np.linalg.norm(vectors_RD.astype(np.float64), axis=1)
     units_RD = vectors_RD / np.maximum(norms, 1e-30)[:, None]
@@ -83,6 +85,7 @@ def study(vectors_RD: npt.NDArray[np.float32]) -> VectorFacts:
         plane_R2=plane,
         plane_share=float(variances[:2].sum() / total) if total > 0 else 0.0,
         neighbours=_neighbours(distinct, cosines_UU),
+        rounding=rounding,
     )
 
 
