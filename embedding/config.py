@@ -215,6 +215,13 @@ class JobConfig(Config):
                 refuse_secrets(option, url or "")
         return self
 
+    @field_validator("output")
+    @classmethod
+    def _output_can_be_written(cls, value: str) -> str:
+        if value.startswith("hf://"):
+            raise ValueError("the hub is only read; choose a folder or a store, and upload what is in it when the run is done")
+        return value
+
     @field_validator("workers")
     @classmethod
     def _workers_form(cls, value: str) -> str:
