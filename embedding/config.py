@@ -81,7 +81,8 @@ class JobConfig(Config):
 
     input: Annotated[tuple[str, ...], _CORPUS, _LIST] = Field(
         min_length=1,
-        description="File, folder (read recursively) or glob; local path or fsspec URL such as s3://bucket/corpus. Repeatable.",
+        description="File, folder (read recursively), table or glob; local path or URL such as s3://bucket/corpus or "
+        "hf://datasets/owner/name. Repeatable.",
     )
     input_format: Annotated[InputFormat, _CORPUS] = Field(
         "auto",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from glob import has_magic
 from itertools import islice
 from typing import Any, BinaryIO, cast
@@ -18,6 +17,7 @@ from embedding.corpus.formats.names import AUTO, format_by_name, format_of
 from embedding.corpus.requests import WRONG_PATH, explained, with_retries
 from embedding.corpus.storage import filesystem_of, is_local
 from embedding.corpus.tables.found import (
+    REWRITE,
     Details,
     Table,
     is_metadata,
@@ -168,13 +168,17 @@ def _live_files(
     live = read_table(table, fs, listed, needed)
     url = url_of(fs, table.folder)
     versions[url] = f"{table.kind} {live.version}"
-    with explained(f"listing --input {table.given}"):
-        try:
-            files = {file: listed.get(file) or with_retries(partial(fs.info, file)) for file in live.files}
-        except FileNotFoundError as error:
-            raise CorpusError(f"--input {table.given} names {error}, which is missing; restore the file or the table") from error
+    files = {file: listed.get(file) or _details(fs, file, table.given) for file in live.files}
     log.info("%s is read at %s, which has %d files", url, versions[url], len(files))
     return files
+
+
+def _details(fs: fsspec.AbstractFileSystem, file: str, given: str) -> dict[str, Any]:
+    with explained(f"listing --input {given}"):
+        try:
+            return cast(dict[str, Any], with_retries(lambda: fs.info(file)))
+        except FileNotFoundError as error:
+            raise CorpusError(f"--input {given} names {file}, which is missing, as where it is another table's; {REWRITE}") from error
 
 
 def _found(fs: fsspec.AbstractFileSystem, path: str, given: str) -> _Found:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable, WriterProperties, write_deltalake
+from deltalake import DeltaTable, write_deltalake
 from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.manifest import DataFileContent
 from pyiceberg.table import StaticTable
 from pyiceberg.table import Table as IcebergTable
 from pyiceberg.types import LongType
@@ -24,6 +25,7 @@ from embedding.corpus.reader import read_layouts, read_unit
 from embedding.corpus.sources import list_inputs
 from embedding.corpus.storage import open_storage
 from embedding.errors import ConfigError, CorpusError
+from tests.support.iceberg_deletes import delete_first_row
 from tests.support.s3_server import S3Server
 
 NEEDED = ("id", "text")
@@ -96,14 +98,14 @@ def test_partitions_of_a_delta_table(tmp_path: Path) -> None:
         write_deltalake(folder, rows(5 * number, 5 * number + 5, part=pa.array(values)), partition_by=["part"], mode="append")
     DeltaTable(folder).delete("part = 'f'")
     assert ids_read(folder) == [0, 1, 2, 3, 5, 6, 7, 8]
-    with pytest.raises(CorpusError, match=r"is partitioned by 'part', which its files do not hold; leave the column out, or write its rows"):
+    with pytest.raises(CorpusError, match=r"is partitioned by 'part', which its files do not hold; leave the column out"):
         list_inputs([folder], needed=("text", "part"))
     for inside in (f"{folder}/part=f", f"{folder}/part=*", f"{folder}/*/*.parquet", f"{folder}/**/*.parquet"):
         with pytest.raises(CorpusError, match=rf"lies in the Delta Lake table {folder}, .*; name the table: --input {folder}$"):
             list_inputs([inside])
 
 
-def edit_last(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+def edit_first(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     """Change every action of the first commit."""
     file = folder / "_delta_log" / f"{0:020}.json"
     actions = [json.loads(line) for line in file.read_text().splitlines()]
@@ -120,22 +122,16 @@ def with_deletion_vector(action: dict[str, Any]) -> None:
 
 def with_a_feature(action: dict[str, Any]) -> None:
     if "protocol" in action:
-        action["protocol"] |= {"minReaderVersion": 3, "minWriterVersion": 7, "readerFeatures": ["typeWidening"], "writerFeatures": ["typeWidening"]}
+        features = {key: ["typeWidening"] for key in ("readerFeatures", "writerFeatures")}
+        action["protocol"] |= {"minReaderVersion": 3, "minWriterVersion": 7, **features}
 
 
-def with_a_file_elsewhere(action: dict[str, Any]) -> None:
-    if "add" in action:
-        action["add"]["path"] = "/etc/passwd"
+def with_file(path: str) -> Callable[[dict[str, Any]], None]:
+    def edit(action: dict[str, Any]) -> None:
+        if "add" in action:
+            action["add"]["path"] = path
 
-
-def with_a_file_above(action: dict[str, Any]) -> None:
-    if "add" in action:
-        action["add"]["path"] = "../secret.parquet"
-
-
-def with_a_file_that_is_gone(action: dict[str, Any]) -> None:
-    if "add" in action:
-        action["add"]["path"] = "gone.parquet"
+    return edit
 
 
 @pytest.mark.parametrize(
@@ -144,9 +140,10 @@ def with_a_file_that_is_gone(action: dict[str, Any]) -> None:
         ({"delta.enableDeletionVectors": "true"}, with_deletion_vector, "that has deletion vectors, which are not read; purge them"),
         ({"delta.columnMapping.mode": "name"}, None, "that has mapped columns, whose names in its files are others, which are not read"),
         ({}, with_a_feature, "that has the features typeWidening, which are not read; write its rows as plain Parquet and name that"),
-        ({}, with_a_file_elsewhere, "names /etc/passwd, which lies outside its folder"),
-        ({}, with_a_file_above, "which lies outside its folder"),
-        ({}, with_a_file_that_is_gone, r"gone\.parquet, which is missing; restore the file or the table"),
+        ({}, with_file("s3://bucket/shared.parquet"), "names .*/shared.parquet, which is missing, as where it is another table's"),
+        ({}, with_file("/etc/passwd"), "names .*/delta/etc/passwd, which is missing"),
+        ({}, with_file("../secret.parquet"), "names .*secret.parquet, which is missing"),
+        ({}, with_file("gone.parquet"), r"gone\.parquet, which is missing"),
         ({}, dict.clear, "is no readable table of Delta Lake: "),
     ],
 )
@@ -157,7 +154,7 @@ def test_a_delta_table_that_is_more_than_its_files_is_refused(
     write_deltalake(folder, rows(0, 10), configuration=configuration)
     (tmp_path / "secret.parquet").write_bytes(b"")
     if edit is not None:
-        edit_last(folder, edit)
+        edit_first(folder, edit)
     with pytest.raises(CorpusError, match=said) as refused:
         list_inputs([str(folder)], needed=NEEDED)
     assert str(refused.value).startswith(f"--input {folder} ")
@@ -240,37 +237,57 @@ def test_columns_of_an_iceberg_table_keep_their_names(catalog: SqlCatalog) -> No
     table.append(rows(0, 2, other=pa.array([1, 2], pa.int32())))
     with table.update_schema() as update:
         update.update_column("other", LongType())
-    assert ids_read(place_of(table)) == [0, 1]
-    for change in (lambda update: update.rename_column("text", "older"), lambda update: update.add_column("text", LongType())):
-        with table.update_schema() as update:
-            change(update)
-    for needed, name in (((), "text"), (("text",), "text"), (("older",), "older"), (("other",), "other")):
-        with pytest.raises(CorpusError, match=rf"columns that were renamed or retyped \('{name or 'id'}' is one\), which are not read"):
+    assert ids_read(place_of(table)) == [0, 1]  # of whose columns none has changed
+    with table.update_schema() as update:
+        update.rename_column("text", "older")
+    with table.update_schema() as update:
+        update.add_column("text", LongType())
+    for needed, name in (((), "older"), (("text",), "text"), (("older",), "older"), (("other",), "other")):
+        with pytest.raises(CorpusError, match=rf"columns that were renamed or retyped \('{name}' is one\), which are not read"):
             list_inputs([place_of(table)], needed=needed)
     with pytest.raises(CorpusError, match="has no column 'nothing'; columns are id, older, other, text"):
         list_inputs([place_of(table)], needed=("nothing",))
+    list_inputs([place_of(table)], needed=("id",))
 
 
-def test_an_iceberg_table_with_delete_files_is_refused(catalog: SqlCatalog, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (DataFileContent.POSITION_DELETES, "that has delete files, which are not read; compact it"),
+        (DataFileContent.EQUALITY_DELETES, "equality deletes"),
+    ],
+)
+def test_an_iceberg_table_with_delete_files_is_refused(content: DataFileContent, said: str, catalog: SqlCatalog) -> None:
     table = iceberg_of(catalog)
-    assert table and monkeypatch
+    before = ids_read(place_of(table))
+    metadata = delete_first_row(table, content)
+    if content is DataFileContent.POSITION_DELETES:
+        assert len(StaticTable.from_metadata(metadata).scan().to_arrow()) == len(before) - 1
+    with pytest.raises(CorpusError, match=said) as refused:
+        ids_read(place_of(table))
+    assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["manifest", "data"])
-def test_an_iceberg_table_that_was_moved_is_refused(name: str, catalog: SqlCatalog, tmp_path: Path) -> None:
+def test_an_iceberg_table_that_was_moved_is_refused(catalog: SqlCatalog, tmp_path: Path) -> None:
     table = iceberg_of(catalog)
     moved = shutil.copytree(place_of(table), tmp_path / "moved")
     with pytest.raises(CorpusError, match=rf"--input {moved} names {place_of(table)}/\S+, which lies outside its folder"):
         list_inputs([str(moved)])
-    assert name
 
 
-def test_nothing_that_an_iceberg_table_says_is_run(catalog: SqlCatalog, tmp_path: Path) -> None:
-    module = tmp_path / "planted.py"
-    module.write_text(f"open({str(tmp_path / 'trace')!r}, 'w')")
-    table = catalog.create_table("n.t", schema=rows(0, 1).schema, properties={"py-io-impl": "planted.IO"})
-    assert StaticTable
-    del module, table
+def test_what_an_iceberg_table_says_of_its_readers_is_not_heeded(
+    catalog: SqlCatalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = iceberg_of(catalog)
+    (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    newest = Path(table.metadata_location.removeprefix("file://"))
+    newest.write_text(json.dumps(json.loads(newest.read_text()) | {"properties": {"py-io-impl": "planted.IO"}}))
+    assert len(ids_read(place_of(table))) == 39
+    assert not (tmp_path / "trace").exists()
+    with pytest.raises(AttributeError):  # which pyiceberg by itself does
+        StaticTable.from_metadata(table.metadata_location)
+    assert (tmp_path / "trace").exists()
 
 
 def test_a_damaged_iceberg_table_is_one_sentence(catalog: SqlCatalog) -> None:
@@ -291,7 +308,7 @@ def test_other_tables_are_refused(mark: str, kind: str, storage_root: str) -> No
     storage = open_storage(f"{storage_root}/table")
     for name in (mark, "part-0.parquet", "date=1/part-0.parquet", "data/x.lance"):
         storage.put(name, b"content")
-    with pytest.raises(CorpusError, match=rf"/table is a table of {kind}, which is not read; write its rows as plain Parquet and name that$"):
+    with pytest.raises(CorpusError, match=rf"/table is a table of {kind}, which is not read; write its rows as plain "):
         list_inputs([f"{storage_root}/table"])
     for inside in ("table/*.parquet", "table/date=1", "table/data/*", "table/*/*.parquet"):
         with pytest.raises(CorpusError, match=rf"lies in the {kind} table {storage_root}/table, and files alone do not say"):
@@ -299,18 +316,21 @@ def test_other_tables_are_refused(mark: str, kind: str, storage_root: str) -> No
     for above in ("", "/*"):
         with pytest.raises(CorpusError, match=rf"{storage_root}\S* (holds the {kind} table|is a table of {kind})"):
             list_inputs([f"{storage_root}{above}"])
-    assert [source.path for source in list_inputs([f"{storage_root}/table/part-0.parquet"]).sources] == ["part-0.parquet"]  # who names one wants it
+    [named] = list_inputs([f"{storage_root}/table/part-0.parquet"]).sources  # who names one wants it
+    assert named.path == "part-0.parquet"
 
 
 def test_tables_are_named_by_themselves_or_by_a_glob(delta: Path, tmp_path: Path) -> None:
     write_deltalake(tmp_path / "delta2", rows(300, 303))
     assert ids_read(f"{tmp_path}/delta*") == sorted(ids_read(str(delta)) + ids_read(str(tmp_path / "delta2")))
-    with pytest.raises(CorpusError, match=rf"--input {tmp_path} holds the Delta Lake table {delta}, .*; name tables by themselves: --input {delta}$"):
+    with pytest.raises(CorpusError, match=rf"--input {tmp_path} holds the Delta Lake table {delta}, .*: --input {delta}$"):
         list_inputs([str(tmp_path)])
 
 
 @pytest.mark.parametrize(("package", "extra"), [("deltalake", "delta"), ("pyiceberg", "iceberg")])
-def test_a_library_that_is_missing_is_named(package: str, extra: str, delta: Path, catalog: SqlCatalog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_is_missing_is_named(
+    package: str, extra: str, delta: Path, catalog: SqlCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = str(delta) if extra == "delta" else place_of(iceberg_of(catalog))
     for name in [name for name in sys.modules if name.partition(".")[0] == package] + [f"embedding.corpus.tables.{extra}"]:
         monkeypatch.delitem(sys.modules, name, raising=False)
