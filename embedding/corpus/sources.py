@@ -19,6 +19,7 @@ from embedding.corpus.storage import filesystem_of, is_local
 from embedding.corpus.tables.found import (
     REWRITE,
     Details,
+    Kind,
     Table,
     is_metadata,
     read_table,
@@ -134,7 +135,8 @@ def _list_input(url: str, needed: Collection[str], versions: dict[str, str]) -> 
     named = dict(found.files)
     others: Details = {}
     for folder in found.folders:
-        if (kind := tables_in(found.folders[folder]).get(folder)) is None:
+        kind = Kind.ICEBERG if found.metadata else tables_in(found.folders[folder]).get(folder)
+        if kind is None:
             others |= _corpus_files(fs, found, folder, url)
         else:
             given = url if len(found.folders) == 1 else url_of(fs, folder)
@@ -147,6 +149,8 @@ def _list_input(url: str, needed: Collection[str], versions: dict[str, str]) -> 
             raise CorpusError(f"{uri!a} has a name that is not UTF-8; rename the file") from None
         place = (pinned.unpinned(uri), uri) if pinned else (uri, "")
         yield _Listed(_source(file.removeprefix(found.root).lstrip("/"), info, *place), file in named)
+    if pinned:
+        fs.invalidate_cache()  # the library keeps listings, and copies them for every thread
 
 
 def _source(path: str, info: dict[str, Any], uri: str, at: str) -> Source:
@@ -154,8 +158,9 @@ def _source(path: str, info: dict[str, Any], uri: str, at: str) -> Source:
 
 
 def _corpus_files(fs: fsspec.AbstractFileSystem, found: _Found, folder: str, given: str) -> Details:
-    """The files of known formats in a folder that is no table."""
-    refuse_below(given, fs, tables_in(found.folders[folder]))
+    """The files of known formats in a folder that is no table; a table in a hidden folder is left out like everything there."""
+    tables = tables_in(found.folders[folder])
+    refuse_below(given, fs, {table: kind for table, kind in tables.items() if not _hidden(table, found.root)})
     return {
         file: info for file, info in found.folders[folder].items() if format_by_name(file) is not None and not _hidden(file, found.root)
     }

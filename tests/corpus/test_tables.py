@@ -341,7 +341,14 @@ def test_a_library_that_is_missing_is_named(
 
 def test_what_only_looks_like_a_table_is_a_folder(storage_root: str) -> None:
     storage = open_storage(f"{storage_root}/in")
-    names = ["metadata/people.metadata.json", "metadata/x.parquet", "_versions/readme.txt", "data/a.parquet", "delta_log/b.parquet"]
+    names = [
+        *("_old/table/_delta_log/0.json", ".trash/.hoodie/x", "_old/b.parquet"),
+        "metadata/people.metadata.json",
+        "metadata/x.parquet",
+        "_versions/readme.txt",
+        "data/a.parquet",
+        "delta_log/b.parquet",
+    ]
     for name in names:
         storage.put(name, b"content")
     found = [source.path for source in list_inputs([f"{storage_root}/in"]).sources]

@@ -85,6 +85,7 @@ def test_a_run_resumes_and_then_has_nothing_to_do(server: DatasetHub, tiny_model
     assert prove_here(made).status == "proved"
     server.push(FILES | {"README.md": b"# more about the texts"})
     assert embed_here(URL, made, tiny_model, run="fourth") == []  # no row is another
+    assert prove_here(made).status == "proved"  # and no shard says which commit it was read at
     more = corpora.plain(rows=40, files=1).files
     server.push(FILES | {"data/more.parquet": next(iter(more.values()))})
     assert len(embed_here(URL, made, tiny_model, run="fifth")) == 5  # units of 8 rows, as of each file
