@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff, parse_hf_uri  # type: ignore[attr-defined]
 
 from embedding.corpus.requests import explained, with_retries
-from embedding.errors import ConfigError, CorpusError, SourceChangedError, first_line
+from embedding.errors import AccessError, ConfigError, CorpusError, SourceChangedError, first_line
 
 PROTOCOL = "hf://"
 _DATASETS = f"{PROTOCOL}datasets/"
@@ -77,23 +77,22 @@ def pin(url: str) -> Pinned:
 
 def _commit(given: str, dataset: str, revision: str | None) -> str:
     try:
-        with as_of_a_store():
+        with as_of_a_store(given):
             return str(HfApi().dataset_info(dataset, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT).sha)
     except (FileNotFoundError, HFValidationError) as error:
         said = "is no dataset that the hub shows you; check the spelling, or set HF_TOKEN for a private one"
-        if isinstance(error.__cause__, GatedRepoError):
-            said = "is gated; accept the terms of the dataset on the hub and set HF_TOKEN"
-        elif isinstance(error.__cause__, RevisionNotFoundError):
+        if isinstance(error.__cause__, RevisionNotFoundError):
             said = f"has no revision {revision!r}; name a branch, tag or commit of the dataset"
         raise CorpusError(f"{given} {said}") from error
 
 
 @contextmanager
-def as_of_a_store() -> Iterator[None]:
-    """Raises the hub's errors as those that every store raises, so that they are tried again and explained alike.
+def as_of_a_store(what: str) -> Iterator[None]:
+    """Raises the hub's errors about `what` as those that every store raises, so that they are tried again and explained alike.
 
     Raises:
         ConfigError: this process is told not to ask the hub.
+        AccessError: the dataset is gated.
         FileNotFoundError: there is no such dataset, revision or file, or not for this process.
         PermissionError: the hub refuses it.
         OSError: the hub does not answer.
@@ -101,7 +100,9 @@ def as_of_a_store() -> Iterator[None]:
     try:
         yield
     except OfflineModeIsEnabled as error:
-        raise ConfigError("the corpus is on the hub, and HF_HUB_OFFLINE forbids to ask it; unset the variable") from error
+        raise ConfigError(f"{what} is on the hub, which HF_HUB_OFFLINE forbids to ask; unset the variable") from error
+    except GatedRepoError as error:
+        raise AccessError(f"{what} is gated; accept the terms of the dataset on the hub, and set HF_TOKEN on every machine") from error
     except (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError) as error:
         raise FileNotFoundError(first_line(error)) from error
     except HfHubHTTPError as error:
@@ -138,6 +139,9 @@ class _File(io.RawIOBase):
         self._place = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence])
         return self._place
 
+    def readall(self) -> bytes:
+        return self.read(self._size - self._place) or b""  # in one request: the class above asks for 8 KiB at a time
+
     def readinto(self, buffer: Any) -> int:
         wanted = min(len(buffer), self._size - self._place)
         if wanted <= 0:
@@ -154,11 +158,12 @@ class _File(io.RawIOBase):
         """
         headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         try:
-            with as_of_a_store():
+            with as_of_a_store(self._url):
                 answer = http_backoff("GET", self._address, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
                 hf_raise_for_status(answer)
         except FileNotFoundError as error:
-            raise SourceChangedError(f"{self._url} is not on the hub any more, or not for you; run again to plan it anew") from error
+            said = "is not on the hub any more, or not for this machine; set HF_TOKEN on every one, or run again to plan it anew"
+            raise SourceChangedError(f"{self._url} {said}") from error
         if len(answer.content) != stop - start:
             raise ConnectionError(f"{self._url}: {len(answer.content)} bytes came for {stop - start}")
         return bytes(answer.content)

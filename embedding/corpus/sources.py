@@ -187,7 +187,7 @@ def _details(fs: fsspec.AbstractFileSystem, file: str, given: str) -> dict[str, 
 
 
 def _found(fs: fsspec.AbstractFileSystem, path: str, given: str) -> _Found:
-    with hub.as_of_a_store():
+    with hub.as_of_a_store(f"--input {given}"):
         found = _find(fs, path)
         refuse_inside(given, fs, found.around)
     return found

@@ -91,8 +91,10 @@ def test_a_delta_log_that_was_cleaned_up_is_enough(delta: Path) -> None:
     assert ids_read(str(delta)) == expected
 
 
-def test_partitions_of_a_delta_table(tmp_path: Path) -> None:
+def test_partitions_of_a_delta_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = str(tmp_path / "delta")
+    (tmp_path / "a b%c").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "a b%c"))
     values = ["a b", "c/d%e", None, "=", "f"]
     for number in range(2):
         write_deltalake(folder, rows(5 * number, 5 * number + 5, part=pa.array(values)), partition_by=["part"], mode="append")

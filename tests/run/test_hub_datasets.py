@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from huggingface_hub import HfFileSystem, constants
 
 from embedding.corpus import requests
 from embedding.corpus.columns import Columns
+from embedding.corpus.formats.names import Format
 from embedding.corpus.output import Output
 from embedding.corpus.plan import plan_units
 from embedding.corpus.reader import read_layouts, read_unit
-from embedding.corpus.sources import list_inputs, list_sources
+from embedding.corpus.sources import list_inputs, list_sources, open_source
 from embedding.errors import AccessError, ConfigError, CorpusError, SourceChangedError, StorageError
 from embedding.run.cli import run
 from embedding.run.exchange import encode_unit
@@ -44,9 +48,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[DatasetHub]:
         HfFileSystem.clear_instance_cache()
 
 
-def rows_of(url: str) -> list[dict[str, object]]:
+def rows_of(url: str, kind: Format = Format.PARQUET) -> list[dict[str, object]]:
     """Every row that a run would read, in the order of the corpus."""
-    columns = Columns("text", ("id",))
+    columns = Columns("text", ("id",), format=kind)
     units = plan_units(read_layouts(list_sources([url]), columns), unit_rows=10, fingerprint="f")
     read = [read_unit(unit, columns) for unit in units]
     return [
@@ -72,6 +76,29 @@ def test_a_file_is_read_by_ranges(server: DatasetHub) -> None:
     assert source.size == len(data)
     asked = [request for request in server.requests if "/api/" in request]
     assert len(asked) <= 4  # for the dataset, whatever it has of files: reading one asks for its bytes alone
+
+
+def test_a_file_is_a_file_like_others(server: DatasetHub) -> None:
+    data = bytes(range(256)) * 100
+    server.push({"a.parquet": data})
+    [source] = list_sources([URL])
+    with open_source(source) as stream:
+        assert (stream.seek(-3, 2), stream.read(10), stream.read(1), stream.tell()) == (len(data) - 3, data[-3:], b"", len(data))
+        assert (stream.seek(100), stream.seek(5, 1), stream.read(4)) == (100, 105, data[105:109])
+        assert stream.read() == data[109:]
+        assert stream.seekable()
+    assert server.ranges == [("a.parquet", len(data) - 3, len(data) - 1), ("a.parquet", 105, 108), ("a.parquet", 109, len(data) - 1)]
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.csv", "a.arrow"])
+def test_other_formats_are_read_too(name: str, server: DatasetHub) -> None:
+    text = "id,text\n" + "".join(f"{number},text {number}\n" for number in range(30))
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, (table := pa.table({"id": range(30), "text": [f"text {number}" for number in range(30)]})).schema) as out:
+        out.write_table(table, max_chunksize=7)
+    server.push({name: {"a.csv.gz": gzip.compress(text.encode()), "a.csv": text.encode(), "a.arrow": sink.getvalue()}[name]})
+    kind = Format.ARROW if name == "a.arrow" else Format.CSV
+    assert [row["text"] for row in rows_of(URL, kind)] == [f"text {number}" for number in range(30)]
 
 
 def test_a_run_resumes_and_then_has_nothing_to_do(server: DatasetHub, tiny_model: Path, tmp_path: Path) -> None:
@@ -101,7 +128,10 @@ def test_what_is_pushed_in_mid_run_is_not_read(server: DatasetHub) -> None:
     read = [row for unit in units for row in read_unit(unit, columns).copied["id"].to_pylist()]
     assert read == [row["id"] for row in CORPUS.rows]
     server.commits.clear()  # the dataset is deleted, or made private
-    with pytest.raises(SourceChangedError, match=r"hf://datasets/owner/texts@\w{40}/data/.* is not on the hub any more, or not for you"):
+    with pytest.raises(
+        SourceChangedError,
+        match=r"hf://datasets/owner/texts@\w{40}/data/.* is not on the hub any more, or not for this machine; set HF_TOKEN",
+    ):
         read_unit(units[0], columns)
 
 
@@ -142,6 +172,15 @@ def test_what_is_not_there_is_one_sentence(url: str, said: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("place", ["/api/datasets", "/tree/", "/resolve/"])
+def test_a_gated_dataset_is_one_sentence(place: str, server: DatasetHub) -> None:
+    server.gated = place
+    with pytest.raises(
+        AccessError, match=r"hf://datasets/\S+ is gated; accept the terms of the dataset on the hub, and set HF_TOKEN on every"
+    ):
+        rows_of(URL)
+
+
 def test_two_revisions_of_a_dataset_are_not_mixed(server: DatasetHub) -> None:
     server.push(FILES | {f"data/{min(CORPUS.files)}": next(iter(corpora.plain(rows=5, files=1).files.values()))})
     with pytest.raises(CorpusError, match="in another version than an input before it; name one revision of it"):
@@ -175,7 +214,7 @@ def test_a_hub_is_not_written(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_hub_that_must_not_be_asked_is_not(server: DatasetHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ConfigError, match="HF_HUB_OFFLINE forbids to ask it"):
+    with pytest.raises(ConfigError, match="which HF_HUB_OFFLINE forbids to ask"):
         list_sources([URL])
     assert server.requests == []
 

@@ -63,6 +63,8 @@ class DatasetHub(Hub):
         """Commits of branches and tags, and of themselves."""
         self.token: str | None = None
         """Who does not show it is told that there is no such dataset."""
+        self.gated: str | None = None
+        """Paths that have this in them are only for those who accepted some terms, and nobody has."""
         self.ranges: list[tuple[str, int, int]] = []
         """What was asked of files: name, first byte, last byte."""
         self.faults: deque[int] = deque()
@@ -150,6 +152,8 @@ class _DatasetHandler(_Handler):
         api, files = f"/api/datasets/{self.server.model}", f"/datasets/{self.server.model}/resolve/"
         if self.server.token and self.headers["Authorization"] != f"Bearer {self.server.token}":
             self._answer(401, {"X-Error-Code": "RepoNotFound"}, b"{}")
+        elif self.server.gated and self.server.gated in path:
+            self._answer(403, {"X-Error-Code": "GatedRepo"}, b"{}")
         elif path.startswith(files):
             self._range(*path.removeprefix(files).split("/", 1))
         elif self.server.refusals:

@@ -45,8 +45,9 @@ def read(table: Table, fs: fsspec.AbstractFileSystem, files: Details, needed: Co
 
 
 def _place(table: Table, copy: str, uri: str) -> str:
-    """Where a file of the copy would lie in the table."""
-    return uri.replace(copy, table.folder, 1)
+    """Where a file of the copy would lie in the table; what is above the copy may be written in another way than we know it."""
+    _, found, name = uri.partition(f"/{Path(copy).name}/")
+    return f"{table.folder}/{name}" if found else uri
 
 
 def _copy_log(storage: Storage, names: list[str], copy: Path) -> None:
