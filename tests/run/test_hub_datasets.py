@@ -16,7 +16,6 @@ from huggingface_hub import HfFileSystem, constants
 from embedding.corpus import requests
 from embedding.corpus.columns import Columns
 from embedding.corpus.formats.names import Format
-from embedding.corpus.output import Output
 from embedding.corpus.plan import plan_units
 from embedding.corpus.reader import read_layouts, read_unit
 from embedding.corpus.sources import list_inputs, list_sources, open_source
@@ -103,22 +102,23 @@ def test_other_formats_are_read_too(name: str, server: DatasetHub) -> None:
 
 def test_a_run_resumes_and_then_has_nothing_to_do(server: DatasetHub, tiny_model: Path, tmp_path: Path) -> None:
     made, expected = str(tmp_path / "made"), str(tmp_path / "expected")
-    whole = embed_here(URL, made, tiny_model, limit_rows=20)
-    rest = embed_here(URL, made, tiny_model, run="second")
-    assert (len(whole), len(rest)) == (2, 1)
-    assert embed_here(URL, made, tiny_model, run="third") == []
+    assert len(embed_here(URL, made, tiny_model, limit_rows=20)) == 2
+    assert len(embed_here(URL, made, tiny_model, run="second")) == 1
     embed_here(CORPUS.write(tmp_path / "in"), expected, tiny_model)
     assert outputs.table(made).equals(outputs.table(expected))
-    assert prove_here(made).status == "proved"
     server.push(FILES | {"README.md": b"# more about the texts"})
-    assert embed_here(URL, made, tiny_model, run="fourth") == []  # no row is another
+    assert embed_here(URL, made, tiny_model, run="third") == []  # no row is another
     assert prove_here(made).status == "proved"  # and no shard says which commit it was read at
-    more = corpora.plain(rows=40, files=1).files
-    server.push(FILES | {"data/more.parquet": next(iter(more.values()))})
-    assert len(embed_here(URL, made, tiny_model, run="fifth")) == 5  # units of 8 rows, as of each file
-    settings = Output(made).settings()
-    assert settings is not None
-    assert settings.input == (URL,)
+
+
+def test_a_commit_gives_other_units_only_where_files_are_others(server: DatasetHub) -> None:
+    def units() -> set[str]:
+        return {unit.id for unit in plan_units(read_layouts(list_sources([URL]), Columns("text")), unit_rows=10, fingerprint="f")}
+
+    before = units()
+    changed = next(iter(corpora.plain(rows=5, files=1).files.values()))
+    server.push(FILES | {"data/more.parquet": changed, f"data/{min(CORPUS.files)}": changed})
+    assert (len(before), len(before & units()), len(units() - before)) == (3, 2, 2)
 
 
 def test_what_is_pushed_in_mid_run_is_not_read(server: DatasetHub) -> None:
