@@ -1,11 +1,9 @@
-"""Tables are read as their own libraries read them; what a list of files cannot say of their rows is refused."""
+"""Delta Lake tables are read as deltalake reads them; what a list of files cannot say of their rows is refused, and so are other tables."""
 
 from __future__ import annotations
 
 import json
 import logging
-import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,35 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
-from pyiceberg.catalog.sql import SqlCatalog
-from pyiceberg.manifest import DataFileContent
-from pyiceberg.table import StaticTable
-from pyiceberg.table import Table as IcebergTable
-from pyiceberg.types import LongType
 
-from embedding.corpus.columns import Columns
-from embedding.corpus.plan import plan_units
-from embedding.corpus.reader import read_layouts, read_unit
 from embedding.corpus.sources import list_inputs
 from embedding.corpus.storage import open_storage
 from embedding.errors import ConfigError, CorpusError
-from tests.support.iceberg_deletes import delete_first_row
-from tests.support.s3_server import S3Server
-
-NEEDED = ("id", "text")
-
-
-def rows(first: int, stop: int, **more: list[Any]) -> pa.Table:
-    ids = list(range(first, stop))
-    return pa.table({"id": pa.array(ids, pa.int64()), "text": [f"text {number}" for number in ids], **more})
-
-
-def ids_read(url: str, needed: tuple[str, ...] = NEEDED) -> list[int]:
-    """What a run would embed, sorted."""
-    sources = list_inputs([url], needed=needed).sources
-    columns = Columns("text", ("id",))
-    units = plan_units(read_layouts(sources, columns), unit_rows=10, fingerprint="f")
-    return sorted(number for unit in units for number in read_unit(unit, columns).copied["id"].to_pylist())
+from tests.corpus.table_rows import NEEDED, forget_library, ids_read, rows
 
 
 def upload(folder: Path, url: str) -> str:
@@ -168,141 +142,6 @@ def test_a_delta_table_may_have_deletion_vectors_switched_on(tmp_path: Path) -> 
     assert ids_read(str(tmp_path / "delta")) == list(range(10))
 
 
-@pytest.fixture
-def catalog(tmp_path: Path) -> SqlCatalog:
-    made = SqlCatalog("tests", uri=f"sqlite:///{tmp_path}/catalog.db", warehouse=f"file://{tmp_path}/warehouse")
-    made.create_namespace("n")
-    return made
-
-
-def iceberg_of(catalog: SqlCatalog) -> IcebergTable:
-    """Appended to, deleted from and overwritten: what is left is a part of what lies there."""
-    table = catalog.create_table("n.t", schema=rows(0, 1).schema)
-    for number in range(4):
-        table.append(rows(10 * number, 10 * number + 10))
-    table.delete("id = 13")
-    table.overwrite(rows(100, 110), overwrite_filter="id >= 30")
-    return table
-
-
-def place_of(table: IcebergTable) -> str:
-    return table.location().removeprefix("file://")
-
-
-def test_an_iceberg_table_is_what_pyiceberg_reads(catalog: SqlCatalog, caplog: pytest.LogCaptureFixture) -> None:
-    table = iceberg_of(catalog)
-    expected, place = sorted(table.scan().to_arrow()["id"].to_pylist()), place_of(table)
-    assert len(list(Path(place, "data").iterdir())) > len(list(table.scan().plan_files()))
-    with caplog.at_level(logging.INFO, logger="embedding"):
-        listing = list_inputs([place], needed=NEEDED)
-    assert ids_read(place) == ids_read(f"{place}/") == ids_read(place, ()) == expected
-    metadata = table.metadata_location.rpartition("/")[2]
-    assert listing.versions == {place: f"Iceberg snapshot {table.metadata.current_snapshot_id} of metadata/{metadata}"}
-    assert f"{place} is read at Iceberg snapshot" in caplog.text
-
-
-def test_an_iceberg_table_on_s3(s3: S3Server) -> None:
-    root = s3.folder()
-    own = {"s3.endpoint": s3.endpoint, "s3.access-key-id": s3.key, "s3.secret-access-key": s3.secret, "s3.region": "us-east-1"}
-    catalog = SqlCatalog("tests", uri="sqlite:///:memory:", warehouse=root, **own)
-    catalog.create_namespace("n")
-    table = iceberg_of(catalog)
-    assert ids_read(table.location()) == sorted(table.scan().to_arrow()["id"].to_pylist())
-    assert ids_read(table.metadata_location) == ids_read(table.location())
-
-
-def test_an_earlier_version_of_an_iceberg_table_is_named_by_its_metadata(catalog: SqlCatalog) -> None:
-    table = catalog.create_table("n.t", schema=rows(0, 1).schema)
-    table.append(rows(0, 10))
-    first = table.metadata_location
-    table.overwrite(rows(10, 20))
-    assert (ids_read(first), ids_read(place_of(table))) == ([*range(10)], [*range(10, 20)])
-    orphan = Path(place_of(table), "metadata", table.metadata_location.rpartition("/")[2][:6] + "beside-it.metadata.json")
-    shutil.copy(first.removeprefix("file://"), orphan)  # as a writer leaves it that lost a race
-    with pytest.raises(CorpusError, match=r"two newest versions \(.*beside-it.*\), of which only its catalog .*; name that metadata file"):
-        list_inputs([place_of(table)])
-    assert ids_read(table.metadata_location) == [*range(10, 20)]
-
-
-def test_a_catalog_without_a_server_says_which_version_counts(catalog: SqlCatalog) -> None:
-    table = catalog.create_table("n.t", schema=rows(0, 1).schema)
-    table.append(rows(0, 10))
-    first = Path(table.metadata_location.removeprefix("file://"))
-    table.append(rows(10, 20))
-    first.rename(first.with_name("v1.metadata.json"))
-    (first.parent / "version-hint.text").write_text("1\n")
-    assert ids_read(place_of(table)) == [*range(10)]
-
-
-def test_columns_of_an_iceberg_table_keep_their_names(catalog: SqlCatalog) -> None:
-    table = catalog.create_table("n.t", schema=rows(0, 1, other=pa.array([1], pa.int32())).schema)
-    table.append(rows(0, 2, other=pa.array([1, 2], pa.int32())))
-    with table.update_schema() as update:
-        update.update_column("other", LongType())
-    assert ids_read(place_of(table)) == [0, 1]  # of whose columns none has changed
-    with table.update_schema() as update:
-        update.rename_column("text", "older")
-    with table.update_schema() as update:
-        update.add_column("text", LongType())
-    for needed, name in (((), "older"), (("text",), "text"), (("older",), "older"), (("other",), "other")):
-        with pytest.raises(CorpusError, match=rf"columns that were renamed or retyped \('{name}' is one\), which are not read"):
-            list_inputs([place_of(table)], needed=needed)
-    with pytest.raises(CorpusError, match="has no column 'nothing'; columns are id, older, other, text"):
-        list_inputs([place_of(table)], needed=("nothing",))
-    list_inputs([place_of(table)], needed=("id",))
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (DataFileContent.POSITION_DELETES, "that has delete files, which are not read; compact it"),
-        (DataFileContent.EQUALITY_DELETES, "equality deletes"),
-    ],
-)
-def test_an_iceberg_table_with_delete_files_is_refused(content: DataFileContent, said: str, catalog: SqlCatalog) -> None:
-    table = iceberg_of(catalog)
-    before = ids_read(place_of(table))
-    metadata = delete_first_row(table, content)
-    if content is DataFileContent.POSITION_DELETES:
-        assert len(StaticTable.from_metadata(metadata).scan().to_arrow()) == len(before) - 1
-    with pytest.raises(CorpusError, match=said) as refused:
-        ids_read(place_of(table))
-    assert "\n" not in str(refused.value)
-
-
-def test_an_iceberg_table_that_was_moved_is_refused(catalog: SqlCatalog, tmp_path: Path) -> None:
-    table = iceberg_of(catalog)
-    moved = shutil.copytree(place_of(table), tmp_path / "moved")
-    with pytest.raises(CorpusError, match=rf"--input {moved} names {place_of(table)}/\S+, which lies outside its folder"):
-        list_inputs([str(moved)])
-
-
-def test_what_an_iceberg_table_says_of_its_readers_is_not_heeded(
-    catalog: SqlCatalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    table = iceberg_of(catalog)
-    (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w').close()")
-    monkeypatch.syspath_prepend(tmp_path)
-    newest = Path(table.metadata_location.removeprefix("file://"))
-    newest.write_text(json.dumps(json.loads(newest.read_text()) | {"properties": {"py-io-impl": "planted.IO"}}))
-    assert len(ids_read(place_of(table))) == 39
-    assert not (tmp_path / "trace").exists()
-    with pytest.raises(AttributeError):  # which pyiceberg by itself does
-        StaticTable.from_metadata(table.metadata_location)
-    assert (tmp_path / "trace").exists()
-
-
-def test_a_damaged_iceberg_table_is_one_sentence(catalog: SqlCatalog) -> None:
-    table = iceberg_of(catalog)
-    newest = Path(table.metadata_location.removeprefix("file://"))
-    whole = newest.read_bytes()
-    for data in (b"", b"{}", b"[]", whole[:-100], whole.replace(b'"current-snapshot-id":', b'"current-snapshot-id":"x')):
-        newest.write_bytes(data)
-        with pytest.raises(CorpusError, match=rf"^--input {place_of(table)} is no readable table of Iceberg: .+") as refused:
-            list_inputs([place_of(table)])
-        assert "\n" not in str(refused.value)
-
-
 @pytest.mark.parametrize(
     ("mark", "kind"), [(".hoodie/hoodie.properties", "Hudi"), ("_versions/1.manifest", "Lance"), ("_versions/18446744.manifest", "Lance")]
 )
@@ -329,16 +168,10 @@ def test_tables_are_named_by_themselves_or_by_a_glob(delta: Path, tmp_path: Path
         list_inputs([str(tmp_path)])
 
 
-@pytest.mark.parametrize(("package", "extra"), [("deltalake", "delta"), ("pyiceberg", "iceberg")])
-def test_a_library_that_is_missing_is_named(
-    package: str, extra: str, delta: Path, catalog: SqlCatalog, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    table = str(delta) if extra == "delta" else place_of(iceberg_of(catalog))
-    for name in [name for name in sys.modules if name.partition(".")[0] == package] + [f"embedding.corpus.tables.{extra}"]:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ConfigError, match=rf"and {package}, which reads it, is not installed; pip install 'embed-corpus\[{extra}\]'$"):
-        list_inputs([table])
+def test_the_library_that_is_missing_is_named(delta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_library("deltalake", monkeypatch)
+    with pytest.raises(ConfigError, match=r"and deltalake, which reads it, is not installed; pip install 'embed-corpus\[delta\]'$"):
+        list_inputs([str(delta)])
 
 
 def test_what_only_looks_like_a_table_is_a_folder(storage_root: str) -> None:
