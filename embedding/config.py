@@ -83,7 +83,8 @@ class JobConfig(Config):
 
     input: Annotated[tuple[str, ...], _CORPUS, _LIST] = Field(
         min_length=1,
-        description="File, folder (read recursively) or glob; local path or fsspec URL such as s3://bucket/corpus. Repeatable.",
+        description="File, folder (read recursively), table or glob; local path or URL such as s3://bucket/corpus or "
+        "hf://datasets/owner/name. Repeatable.",
     )
     input_format: Annotated[InputFormat, _CORPUS] = Field(
         "auto",
@@ -225,6 +226,13 @@ class JobConfig(Config):
             for url in urls:
                 refuse_secrets(option, url or "")
         return self
+
+    @field_validator("output")
+    @classmethod
+    def _output_can_be_written(cls, value: str) -> str:
+        if value.startswith("hf://"):
+            raise ValueError("the hub is only read; choose a folder or a store, and upload what is in it when the run is done")
+        return value
 
     @field_validator("workers")
     @classmethod

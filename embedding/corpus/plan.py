@@ -70,7 +70,9 @@ class Unit:
 
     def identity(self) -> dict[str, Any]:
         """What a shard says of its unit: everything but the way to its rows."""
-        return {key: value for key, value in asdict(self).items() if key != "near"}
+        facts = asdict(self)
+        del facts["near"], facts["source"]["at"]
+        return facts
 
 
 def plan_units(layouts: Iterable[SourceLayout], *, unit_rows: int, fingerprint: str, limit_rows: int | None = None) -> Iterator[Unit]:

@@ -19,7 +19,7 @@ from embedding.corpus.formats.names import Format
 from embedding.corpus.plan import SourceLayout, Unit, UnreadableSource
 from embedding.corpus.requests import explained, is_of_store, with_retries
 from embedding.corpus.sources import Source, open_source, require_unchanged
-from embedding.corpus.storage import filesystem_of, is_local
+from embedding.corpus.storage import filesystem_of
 from embedding.errors import CorpusError, SourceChangedError, SourceError, first_line
 
 __all__ = ["Columns", "UnitRows", "read_layout", "read_layouts", "read_unit", "settle_columns", "text_faults"]
@@ -83,14 +83,14 @@ def read_layouts(sources: Sequence[Source], columns: Columns, set_aside: list[Un
 
 
 def _ends_of(sources: Sequence[Source], columns: Columns) -> list[bytes | None]:
-    """The last bytes of the Parquet files that lie on object stores, by one request each and without a thread; None where there was
-    an error.
+    """The last bytes of the Parquet files that lie on stores that are asked for many at once, by one request each and without a
+    thread; None elsewhere, and where there was an error.
     """
     ends: dict[Source, bytes | None] = dict.fromkeys(sources)
     if columns.format is not Format.PARQUET:
         return list(ends.values())
     for fs, group in groupby(sources, key=lambda source: filesystem_of(source.uri)[0]):
-        if not is_local(fs) and (files := [source for source in group if source.size]):
+        if fs.async_impl and (files := [source for source in group if source.size]):
             starts = [max(0, source.size - _FOOTER_BYTES) for source in files]
             found = fs.cat_ranges([source.uri for source in files], starts, [source.size for source in files], on_error="return")
             ends |= {source: end if isinstance(end, bytes) else None for source, end in zip(files, found, strict=True)}

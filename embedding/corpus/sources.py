@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import logging
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
 from glob import has_magic
+from itertools import islice
 from typing import Any, BinaryIO, cast
 
 import fsspec
 import pyarrow as pa
 
+from embedding.corpus import hub
 from embedding.corpus.formats.names import AUTO, format_by_name, format_of
 from embedding.corpus.requests import WRONG_PATH, explained, with_retries
 from embedding.corpus.storage import filesystem_of, is_local
+from embedding.corpus.tables.found import (
+    REWRITE,
+    Details,
+    Kind,
+    Table,
+    is_metadata,
+    read_table,
+    refuse_below,
+    refuse_inside,
+    tables_in,
+    up_to_a_table,
+    url_of,
+)
 from embedding.errors import CorpusError, SourceChangedError
 
-_VERSION_KEYS = ("ETag", "etag", "generation", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated", "created")
+log = logging.getLogger(__name__)
+
+_VERSION_KEYS = (
+    *("ETag", "etag", "generation", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated", "created"),
+    "blob_id",
+)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -28,7 +49,18 @@ class Source:
     size: int
     """Bytes."""
     version: str
-    """ETag, generation or modification time: changes whenever the content does."""
+    """ETag, generation, modification time or hash: changes whenever the content does."""
+    at: str = ""
+    """Where exactly this version can be read whatever becomes of `uri`: a hub's URL with the commit; empty on other stores."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What the inputs hold."""
+
+    sources: list[Source]
+    versions: dict[str, str] = field(default_factory=dict)
+    """By input, those that have a version as a whole: tables, and datasets of the hub."""
 
 
 def absolute(url: str) -> str:
@@ -37,22 +69,46 @@ def absolute(url: str) -> str:
     return str(fs.unstrip_protocol(path)).removeprefix("file://")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Listed:
     source: Source
     named: bool
-    """By the input itself or a glob, and not found in a folder: taken whatever its suffix."""
+    """By the input itself, a glob or a table's log, and not found in a folder: taken whatever its suffix."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What an input matches, by the file system's listings."""
+
+    root: str
+    """The folder that names are relative to."""
+    files: Details
+    """Those that are named."""
+    folders: dict[str, Details]
+    """Every folder with all files in it."""
+    around: tuple[str, ...]
+    """Folders that would be tables if what was found were part of one."""
+    metadata: str | None = None
+    """The metadata file of an Iceberg table, where the input names that instead of the folder."""
 
 
 def list_sources(inputs: Iterable[str], asked: str = AUTO) -> list[Source]:
+    """The sources of `list_inputs`."""
+    return list_inputs(inputs, asked).sources
+
+
+def list_inputs(inputs: Iterable[str], asked: str = AUTO, needed: Collection[str] = ()) -> Listing:
     """All source files of the inputs, each once, in the order of their paths.
 
-    Of a folder, these are the files of the format that was asked for, or that `format_of` finds.
+    Of a folder, these are the files of the format that was asked for, or that `format_of` finds; of a table those that are in its
+    newest version, where `needed` says which columns are read of it (all of them, where empty).
 
     Raises:
-        CorpusError: an input does not exist or matches no file of the format, or there are several formats.
+        CorpusError: an input does not exist or matches no file of the format, there are several formats, or it is a table that is not read.
+        ConfigError: it is a table whose library is not installed.
     """
-    listed = {url: list(_list_input(url)) for url in inputs}
+    versions: dict[str, str] = {}
+    listed = {url: list(_list_input(url, needed, versions)) for url in inputs}
     wanted = format_of((each.source.uri for found in listed.values() for each in found), asked)
     sources: dict[str, Source] = {}
     for url, found in listed.items():
@@ -61,64 +117,119 @@ def list_sources(inputs: Iterable[str], asked: str = AUTO) -> list[Source]:
             others = f", or say --input-format {format_by_name(found[0].source.path)}" if found else ""
             raise CorpusError(f"--input {url} matches no {wanted.label} file ({', '.join(wanted.suffixes)}); check the path{others}")
         for source in taken:
-            sources.setdefault(source.uri, source)
-    return sorted(sources.values())
+            if sources.setdefault(source.uri, source).version != source.version:
+                raise CorpusError(f"--input {url} names {source.uri} in another version than an input before it; name one revision of it")
+    return Listing(sorted(sources.values()), versions)
 
 
-def _list_input(url: str) -> Iterator[_Listed]:
-    fs, path = filesystem_of(url)
+def _list_input(url: str, needed: Collection[str], versions: dict[str, str]) -> Iterator[_Listed]:
+    pinned = hub.pin(url) if hub.is_of_hub(url) else None
+    fs, path = filesystem_of(pinned.url if pinned else url)
     with explained(f"listing --input {url}"):
         try:
-            found, root, named = with_retries(lambda: _find(fs, path))
+            found = with_retries(lambda: _found(fs, path, url))
         except WRONG_PATH as error:
             raise CorpusError(f"--input {url} does not exist; check the path") from error
-    for file, info in found.items():
+    if pinned:
+        versions[url] = f"commit {pinned.commit}"
+    named = dict(found.files)
+    others: Details = {}
+    for folder in found.folders:
+        kind = Kind.ICEBERG if found.metadata else tables_in(found.folders[folder]).get(folder)
+        if kind is None:
+            others |= _corpus_files(fs, found, folder, url)
+        else:
+            given = url if len(found.folders) == 1 else url_of(fs, folder)
+            named |= _live_files(fs, Table(given, kind, folder, found.metadata), found.folders[folder], needed, versions)
+    for file, info in {**others, **named}.items():
         uri = str(fs.unstrip_protocol(file))
         try:
             uri.encode()
         except UnicodeEncodeError:
             raise CorpusError(f"{uri!a} has a name that is not UTF-8; rename the file") from None
-        source = Source(path=file.removeprefix(root).lstrip("/"), uri=uri, size=int(info["size"]), version=version_of(info))
-        yield _Listed(source, file in named)
+        place = (pinned.unpinned(uri), uri) if pinned else (uri, "")
+        yield _Listed(_source(file.removeprefix(found.root).lstrip("/"), info, *place), file in named)
+    if pinned:
+        fs.invalidate_cache()  # the library keeps listings, and copies them for every thread
 
 
-def _find(fs: fsspec.AbstractFileSystem, path: str) -> tuple[dict[str, dict[str, Any]], str, set[str]]:
-    """Files with their details, the folder that their names are relative to, and those that were named and not found in a folder."""
+def _source(path: str, info: dict[str, Any], uri: str, at: str) -> Source:
+    return Source(path, uri, int(info["size"]), version_of(info), at)
+
+
+def _corpus_files(fs: fsspec.AbstractFileSystem, found: _Found, folder: str, given: str) -> Details:
+    """The files of known formats in a folder that is no table; a table in a hidden folder is left out like everything there."""
+    tables = tables_in(found.folders[folder])
+    refuse_below(given, fs, {table: kind for table, kind in tables.items() if not _hidden(table, found.root)})
+    return {
+        file: info for file, info in found.folders[folder].items() if format_by_name(file) is not None and not _hidden(file, found.root)
+    }
+
+
+def _live_files(
+    fs: fsspec.AbstractFileSystem, table: Table, listed: Details, needed: Collection[str], versions: dict[str, str]
+) -> dict[str, dict[str, Any]]:
+    """The files of a table that are in its newest version, which is noted; those that came since it was listed are looked up."""
+    live = read_table(table, fs, listed, needed)
+    url = url_of(fs, table.folder)
+    versions[url] = f"{table.kind} {live.version}"
+    files = {file: listed.get(file) or _details(fs, file, table.given) for file in live.files}
+    log.info("%s is read at %s, which has %d files", url, versions[url], len(files))
+    return files
+
+
+def _details(fs: fsspec.AbstractFileSystem, file: str, given: str) -> dict[str, Any]:
+    with explained(f"listing --input {given}"):
+        try:
+            return cast(dict[str, Any], with_retries(lambda: fs.info(file)))
+        except FileNotFoundError as error:
+            raise CorpusError(f"--input {given} names {file}, which is missing, as where it is another table's; {REWRITE}") from error
+
+
+def _found(fs: fsspec.AbstractFileSystem, path: str, given: str) -> _Found:
+    with hub.as_of_a_store(f"--input {given}"):
+        found = _find(fs, path)
+        refuse_inside(given, fs, found.around)
+    return found
+
+
+def _find(fs: fsspec.AbstractFileSystem, path: str) -> _Found:
     try:
         info = fs.info(path)
     except FileNotFoundError:
         if not has_magic(path):
             raise
         return _glob(fs, path)
-    if info["type"] == "file":
-        return {info["name"]: info}, info["name"].rpartition("/")[0], {info["name"]}
-    root = info["name"].rstrip("/")
-    return _below(fs, root, root), root, set()
+    name = info["name"].rstrip("/")
+    if info["type"] != "file":
+        return _Found(name, {}, {name: _below(fs, name)}, tuple(islice(up_to_a_table(name), 1, None)))
+    if is_metadata(name):
+        table = name.rpartition("/metadata/")[0]
+        return _Found(table, {}, {table: _below(fs, table)}, (), name)
+    return _Found(name.rpartition("/")[0], {name: info}, {}, ())
 
 
-def _glob(fs: fsspec.AbstractFileSystem, pattern: str) -> tuple[dict[str, dict[str, Any]], str, set[str]]:
-    """The files that match, whatever their suffix, and the files of known formats below the folders that match."""
+def _glob(fs: fsspec.AbstractFileSystem, pattern: str) -> _Found:
+    """The files that match, whatever their suffix, and the folders that match."""
     fixed = pattern[: min(pattern.index(char) for char in "*?[" if char in pattern)]
-    found: dict[str, dict[str, Any]] = {}
-    named: set[str] = set()
+    files: Details = {}
+    folders: dict[str, Details] = {}
     for path, info in fs.glob(pattern, detail=True).items():
         if not _hidden(path, fixed):
             if info["type"] == "file":
-                found[path] = info
-                named.add(path)
+                files[path] = info
             elif "**" not in pattern:  # which matches the files below as well
-                found |= _below(fs, path, fixed)
-    return found, fixed.rpartition("/")[0], named
+                folders[path] = _below(fs, path)
+    root = fixed.rpartition("/")[0]
+    first = (path.rpartition("/")[0] for path in islice(files, 1))
+    around = dict.fromkeys(folder for start in (root, *first) for folder in up_to_a_table(start))
+    return _Found(root, files, folders, tuple(around))
 
 
-def _below(fs: fsspec.AbstractFileSystem, folder: str, root: str) -> dict[str, dict[str, Any]]:
-    """The files of known formats below `folder`."""
+def _below(fs: fsspec.AbstractFileSystem, folder: str) -> Details:
+    """All files below `folder`."""
     found = _walk(fs, folder) if is_local(fs) else fs.find(folder, detail=True).values()
-    return {
-        info["name"]: info
-        for info in found
-        if info["type"] == "file" and format_by_name(info["name"]) is not None and not _hidden(info["name"], root)
-    }
+    return {info["name"]: info for info in found if info["type"] == "file"}
 
 
 def _walk(fs: fsspec.AbstractFileSystem, folder: str) -> Iterator[dict[str, Any]]:
@@ -156,6 +267,8 @@ def open_source(source: Source) -> pa.NativeFile | BinaryIO:
         SourceChangedError: the file is not the one that was listed, or gone.
         StorageError: the store does not answer.
     """
+    if source.at:
+        return cast(BinaryIO, hub.open_at(source.at, source.size))
     fs, path = filesystem_of(source.uri)
     require_unchanged(source)
     with explained(f"opening {source.uri}"):
@@ -165,12 +278,14 @@ def open_source(source: Source) -> pa.NativeFile | BinaryIO:
 
 
 def require_unchanged(source: Source) -> None:
-    """Check the file against what was listed.
+    """Check the file against what was listed; where that can be read whatever happens, there is nothing to check.
 
     Raises:
         SourceChangedError: size or version differ, or it is gone.
         StorageError: the store does not answer.
     """
+    if source.at:
+        return
     fs, path = filesystem_of(source.uri)
     with explained(f"checking {source.uri}"):
         try:

@@ -18,7 +18,7 @@ from embedding.corpus.ledger import Ledger
 from embedding.corpus.output import JobSettings, Output
 from embedding.corpus.plan import SourceLayout, Unit, UnreadableSource, plan_units, shard_stem, stem_of
 from embedding.corpus.reader import read_layouts
-from embedding.corpus.sources import absolute, list_sources
+from embedding.corpus.sources import absolute, list_inputs
 from embedding.corpus.storage import TEMPORARY, filesystem_of, open_storage
 from embedding.errors import AccessError, ConfigError, CorpusError, EmbeddingJobError, LeaseLostError, StorageError
 from embedding.model.spec import ModelSpec
@@ -32,6 +32,7 @@ from embedding.run.placement import Placement, place_workers
 from embedding.run.progress import Watched, open_progress
 from embedding.run.report.publish import write_report
 from embedding.run.settings import (
+    columns_asked,
     columns_of_corpus,
     first_choices,
     first_precision,
@@ -54,6 +55,13 @@ class _Corpus:
     columns: Columns
     layouts: list[SourceLayout]
     unreadable: list[UnreadableSource]
+    versions: dict[str, str]
+    """By input, those that have a version as a whole."""
+
+    @property
+    def remembered(self) -> dict[str, dict[str, str]]:
+        """What an output is to remember of it beside its inputs: nothing where no input has a version."""
+        return {"input_versions": self.versions} if self.versions else {}
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None 
                 settings = measured(config, corpus.layouts, corpus.columns, model, settings, cluster)
             settings = calibrated(config, output, corpus.layouts, corpus.columns, model, settings, cluster)
             plan = _plan(config, output, corpus, model, output.begin(settings), run_id)
-            output.remember(plan.settings, _inputs(config), what_was_asked(config, model))
+            output.remember(plan.settings, _inputs(config), what_was_asked(config, model) | corpus.remembered)
             try:
                 _run(config, output, plan, cluster, lease)
             except BaseException as error:
@@ -167,7 +175,8 @@ def _read_corpus(config: JobConfig, earlier: Callable[[], JobSettings | None]) -
     Raises:
         CorpusError: the corpus as a whole cannot be used, or a file cannot be read and --bad-rows=fail.
     """
-    sources = list_sources(config.input, config.input_format)
+    listing = list_inputs(config.input, config.input_format, columns_asked(config))
+    sources = listing.sources
     columns = columns_of_corpus(config, sources, earlier)
     unreadable: list[UnreadableSource] = []
     layouts = list(read_layouts(sources, columns, unreadable if config.bad_rows == "reject" else None))
@@ -177,7 +186,7 @@ def _read_corpus(config: JobConfig, earlier: Callable[[], JobSettings | None]) -
     log.info("%d source files, %.1f MB, %d rows", len(sources), megabytes, sum(layout.num_rows for layout in layouts))
     if unreadable:
         log.warning("%d source files cannot be read and are left out for now; the first: %s", len(unreadable), unreadable[0].reason)
-    return _Corpus(columns, layouts, unreadable)
+    return _Corpus(columns, layouts, unreadable, listing.versions)
 
 
 def _settle(

@@ -51,6 +51,11 @@ def _columns_of(config: JobConfig, kind: Format) -> Columns:
     return Columns(config.text_column, copied, config.text_template, kind)
 
 
+def columns_asked(config: JobConfig) -> tuple[str, ...]:
+    """Every column that the job reads, whatever the format."""
+    return _columns_of(config, Format.PARQUET).all
+
+
 def columns_of_corpus(config: JobConfig, sources: Sequence[Source], settings: Callable[[], JobSettings | None]) -> Columns:
     """The columns that the job reads of these files; `settings` tells what the output was begun with, where that matters.
 

@@ -1,4 +1,4 @@
-"""A hub of models on the loopback: the few answers of huggingface.co's API that finding and downloading a model takes."""
+"""A hub on the loopback: the few answers of huggingface.co's API that finding and downloading a model, or reading a dataset, takes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.support.serving import serving
 
@@ -24,8 +24,8 @@ class Hub(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, model: str, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, model: str, folder: Path, handler: type[BaseHTTPRequestHandler] | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), handler or _Handler)
         self.model = model
         self.folder = folder
         self.requests: list[str] = []
@@ -49,6 +49,41 @@ class Hub(ThreadingHTTPServer):
 def hub(model: str, folder: Path) -> Iterator[Hub]:
     """Serve the folder as the hub model of that name, as long as the block runs."""
     server = Hub(model, folder)
+    with serving(server):
+        yield server
+
+
+class DatasetHub(Hub):
+    """Has one dataset, at every commit that was pushed."""
+
+    def __init__(self, dataset: str) -> None:
+        super().__init__(dataset, Path(), _DatasetHandler)
+        self.commits: dict[str, dict[str, bytes]] = {}
+        self.revisions: dict[str, str] = {}
+        """Commits of branches and tags, and of themselves."""
+        self.token: str | None = None
+        """Who does not show it is told that there is no such dataset."""
+        self.gated: str | None = None
+        """Paths that have this in them are only for those who accepted some terms, and nobody has."""
+        self.ranges: list[tuple[str, int, int]] = []
+        """What was asked of files: name, first byte, last byte."""
+        self.faults: deque[int] = deque()
+        """Statuses that the next ranges get, without their bytes."""
+        self.page = 1000
+        """Entries of a listing that one answer has."""
+
+    def push(self, files: dict[str, bytes], *revisions: str) -> str:
+        """A commit that has these files, to which main and the other revisions point from now on."""
+        commit = hashlib.sha1(repr((len(self.commits), sorted(files))).encode()).hexdigest()
+        self.commits[commit] = dict(files)
+        self.revisions |= dict.fromkeys(("main", *revisions, commit), commit)
+        return commit
+
+
+@contextmanager
+def dataset_hub(dataset: str) -> Iterator[DatasetHub]:
+    """Serve a dataset of that name, as long as the block runs."""
+    server = DatasetHub(dataset)
     with serving(server):
         yield server
 
@@ -105,3 +140,69 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+class _DatasetHandler(_Handler):
+    server: DatasetHub
+
+    def _do(self) -> None:
+        place = urlsplit(self.path)
+        path = unquote(place.path)
+        self.server.requests.append(f"{self.command} {path}")
+        api, files = f"/api/datasets/{self.server.model}", f"/datasets/{self.server.model}/resolve/"
+        if self.server.token and self.headers["Authorization"] != f"Bearer {self.server.token}":
+            self._answer(401, {"X-Error-Code": "RepoNotFound"}, b"{}")
+        elif self.server.gated and self.server.gated in path:
+            self._answer(403, {"X-Error-Code": "GatedRepo"}, b"{}")
+        elif path.startswith(files):
+            self._range(*path.removeprefix(files).split("/", 1))
+        elif self.server.refusals:
+            self._answer(self.server.refusals.popleft(), {}, b"{}")
+        elif path == api or path.startswith(f"{api}/revision/"):
+            self._info(path.removeprefix(api).removeprefix("/revision/") or "main")
+        elif path.startswith(f"{api}/tree/"):
+            commit, _, folder = path.removeprefix(f"{api}/tree/").partition("/")
+            self._list(commit, folder, {key: value[0] for key, value in parse_qs(place.query).items()})
+        else:
+            self._answer(404, {"X-Error-Code": "RepoNotFound"}, b"{}")
+
+    do_GET = do_HEAD = _do  # noqa: N815
+
+    def _info(self, revision: str) -> None:
+        if commit := self.server.revisions.get(revision):
+            self._json({"id": self.server.model, "sha": commit, "siblings": []})
+        else:
+            self._answer(404, {"X-Error-Code": "RevisionNotFound"}, b"{}")
+
+    def _list(self, commit: str, folder: str, query: dict[str, str]) -> None:
+        """Files and folders below, in pages."""
+        prefix = f"{folder}/" if folder else ""
+        entries: dict[str, dict[str, Any]] = {}
+        for name, data in sorted(self.server.commits[self.server.revisions[commit]].items()):
+            if name.startswith(prefix):
+                parts = name.removeprefix(prefix).split("/")
+                for path in (prefix + "/".join(parts[:depth]) for depth in range(1, len(parts))):
+                    entries[path] = {"type": "directory", "path": path, "size": 0, "oid": hashlib.sha1(path.encode()).hexdigest()}
+                entries[name] = {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+        deep = query.get("recursive", "false").lower()
+        listed = [entry for path, entry in entries.items() if deep == "true" or "/" not in path.removeprefix(prefix)]
+        if not listed:
+            self._answer(404, {"X-Error-Code": "EntryNotFound"}, b"{}")
+            return
+        start = int(query.get("cursor", 0))
+        stop = start + self.server.page
+        more = f"{self.server.endpoint}{urlsplit(self.path).path}?recursive={deep}&cursor={stop}"
+        link = {"Link": f'<{more}>; rel="next"'} if stop < len(listed) else {}
+        self._answer(200, {"Content-Type": "application/json", **link}, json.dumps(listed[start:stop]).encode())
+
+    def _range(self, commit: str, name: str) -> None:
+        data = self.server.commits.get(commit, {}).get(name)
+        if data is None:
+            self._answer(404, {"X-Error-Code": "EntryNotFound"}, b"{}")
+            return
+        first, last = (int(end) for end in self.headers["Range"].removeprefix("bytes=").split("-"))
+        self.server.ranges.append((name, first, last))
+        if self.server.faults:
+            self._answer(self.server.faults.popleft(), {}, b"")
+        else:
+            self._answer(206, {"Content-Range": f"bytes {first}-{last}/{len(data)}"}, data[first : last + 1])

@@ -21,7 +21,7 @@ from embedding.corpus.numbers import Floats, bounds, is_packed, loaded
 from embedding.corpus.output import SUCCESS, JobSettings, Output
 from embedding.corpus.plan import Unit, plan_units
 from embedding.corpus.reader import read_layouts
-from embedding.corpus.sources import list_sources
+from embedding.corpus.sources import list_inputs
 from embedding.corpus.storage import open_storage
 from embedding.corpus.vectors import VectorColumns
 from embedding.corpus.verify import Claims, false_claims, missing_shards, repair
@@ -115,7 +115,7 @@ def model_of_output(config: VerifyConfig, settings: JobSettings, output: Output)
 def plan_of_output(settings: JobSettings) -> list[Unit]:
     """The units of the corpus as it is now, with the cuts that the output keeps."""
     columns = columns_of_output(settings)
-    layouts = read_layouts(list_sources(settings.input, columns.format), columns)
+    layouts = read_layouts(list_inputs(settings.input, columns.format, columns.all).sources, columns)
     limit = settings.asked.get("limit_rows")
     planned = plan_units(layouts, unit_rows=settings.kept["unit_rows"], fingerprint=settings.fingerprint, limit_rows=limit)
     return sorted(planned, key=lambda unit: unit.shard)
