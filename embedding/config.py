@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from embedding.errors import ConfigError
+from embedding.errors import ConfigError, explain
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -322,35 +322,3 @@ def refuse_secrets(option: str, url: str) -> None:
             f"--{option} is a URL with a password, key or signature in it, which would be written into records and logs; "
             "leave it out and give it as the store's library reads it (for S3: AWS_* variables or a profile)"
         )
-
-
-def explain(error: ValidationError) -> str:
-    """One sentence for the first field that pydantic refused: option, value, rule.
-
-    A union field (auto or a number) yields an error per member; they are one rule to the user.
-    """
-    details = error.errors(include_url=False)
-    first = details[0]
-    field = str(first["loc"][0]) if first["loc"] else ""
-    rules = []
-    for detail in details:
-        if field and detail["loc"][:1] != (field,):
-            continue
-        cause = detail.get("ctx", {}).get("error")
-        rule = str(cause) if cause else detail["msg"].removeprefix("Input should be ")
-        if rule not in rules:
-            rules.append(rule)
-    text = " or ".join(rules)
-    if not field:
-        return text
-    option = f"--{field.replace('_', '-')}"
-    if first["type"] == "missing":
-        return missing(field)
-    if first["type"] == "extra_forbidden":
-        return f"{field!r} is no option; --help lists them all"
-    return f"{option}={first['input']!r} is refused: {text}"
-
-
-def missing(field: str) -> str:
-    """The sentence for an option that has no default and was not given."""
-    return f"--{field.replace('_', '-')} is missing; say it on the command line, in --config or as EMBED_{field.upper()}"

@@ -143,7 +143,7 @@ def require_column(schema: pa.Schema, column: str, uri: str) -> None:
     except KeyError:
         paths = [path for path, _ in paths_of(schema)]
         close = get_close_matches(column, paths, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = "blanks part names, not commas; " if "," in column else f"did you mean {close[0]!r}? " if close else ""
         raise CorpusError(f"{uri} has no column {column!r}; {hint}columns are {', '.join(paths)}") from None
 
 

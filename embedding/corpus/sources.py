@@ -13,7 +13,7 @@ import fsspec
 import pyarrow as pa
 
 from embedding.corpus import hub
-from embedding.corpus.formats.names import AUTO, format_by_name, format_of
+from embedding.corpus.formats.names import AUTO, Format, format_by_name, format_of
 from embedding.corpus.requests import WRONG_PATH, explained, with_retries
 from embedding.corpus.storage import filesystem_of, is_local
 from embedding.corpus.tables.found import (
@@ -37,6 +37,9 @@ _VERSION_KEYS = (
     *("ETag", "etag", "generation", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated", "created"),
     "blob_id",
 )
+
+
+_ANY = f"file that ends in {', '.join(suffix for kind in Format for suffix in kind.suffixes)}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -115,11 +118,18 @@ def list_inputs(inputs: Iterable[str], asked: str = AUTO, needed: Collection[str
         taken = [each.source for each in found if each.named or format_by_name(each.source.path) == wanted]
         if not taken:
             others = f", or say --input-format {format_by_name(found[0].source.path)}" if found else ""
-            raise CorpusError(f"--input {url} matches no {wanted.label} file ({', '.join(wanted.suffixes)}); check the path{others}")
+            sought = f"{wanted.label} file ({', '.join(wanted.suffixes)})" if asked != AUTO or any(listed.values()) else _ANY
+            raise CorpusError(f"--input {url} matches no {'file' if _is_pattern(url) else sought}; check the path{others}")
         for source in taken:
             if sources.setdefault(source.uri, source).version != source.version:
                 raise CorpusError(f"--input {url} names {source.uri} in another version than an input before it; name one revision of it")
     return Listing(sorted(sources.values()), versions)
+
+
+def _is_pattern(url: str) -> bool:
+    """Whether it takes files of any name, as a glob does where no file has its name."""
+    fs, path = filesystem_of(url)
+    return has_magic(path) and not fs.exists(path)
 
 
 def _list_input(url: str, needed: Collection[str], versions: dict[str, str]) -> Iterator[_Listed]:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from filelock import FileLock
+from httpx2 import HTTPError
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -40,6 +41,8 @@ _DOWNLOAD_PATIENCE_SECONDS = 300
 _ANSWER_PATIENCE_SECONDS = 30
 """The same for the one question of the driver, which the cache may answer as well."""
 _BUSY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+_NO_ANSWER = (OSError, ValueError, HTTPError)
+"""What the hub's library raises where it gets no usable answer; a connection that fails is httpx's own error, and no OSError."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class ModelSource:
         if self.kind == "hub":
             try:
                 return _from_hub(self.name, self.commit, [*SMALL_FILES, *weight_files])
-            except (OSError, ValueError) as error:
+            except _NO_ANSWER as error:
                 reason = first_line(error)
                 raise ModelUnreachableError(
                     f"hub model {self.name!r} cannot be downloaded here ({reason}); give a folder instead"
@@ -140,13 +143,13 @@ def alone_on_this_machine(lock: Path) -> Iterator[None]:
         yield
 
 
-def _from_hub(name: str, commit: str | None, patterns: Sequence[str]) -> Path:
+def _from_hub(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """The snapshot in the hub's cache: one process of a machine asks the hub, and those that waited for it find all there."""
     cache = Path(constants.HF_HUB_CACHE)
     if cache.exists() and not os.access(cache, os.W_OK):  # it came with the machine's image, and takes no lock
-        return _download(name, commit, patterns)
+        return _download(name, revision, patterns)
     with alone_on_this_machine(cache / ".locks" / f"embed-corpus--{name.replace('/', '--')}.lock"):
-        return _download(name, commit, patterns)
+        return _download(name, revision, patterns)
 
 
 def _is_busy(error: BaseException) -> bool:
@@ -162,9 +165,9 @@ def _patiently(seconds: float) -> Retrying:
     return Retrying(retry=retry_if_exception(_is_busy), wait=wait, stop=stop_after_delay(seconds), reraise=True)
 
 
-def _download(name: str, commit: str | None, patterns: Sequence[str]) -> Path:
+def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     disable_progress_bars()  # one for each process would fill the job's log
-    return Path(_patiently(_DOWNLOAD_PATIENCE_SECONDS)(snapshot_download, name, revision=commit, allow_patterns=[*patterns]))
+    return Path(_patiently(_DOWNLOAD_PATIENCE_SECONDS)(snapshot_download, name, revision=revision, allow_patterns=[*patterns]))
 
 
 def _open_hub(name: str, revision: str | None) -> tuple[ModelSource, ModelFiles]:
@@ -173,7 +176,9 @@ def _open_hub(name: str, revision: str | None) -> tuple[ModelSource, ModelFiles]
     try:
         ask = partial(HfApi().model_info, revision=revision, files_metadata=True, timeout=_HUB_TIMEOUT_SECONDS)
         info = _patiently(_ANSWER_PATIENCE_SECONDS)(ask, name)
-        root = _from_hub(name, info.sha, SMALL_FILES)
+        root = _from_hub(name, revision, SMALL_FILES)  # under the name that was asked for, which the cache must know when the hub is silent
+        if root.name != info.sha:  # it moved on between the two questions
+            root = _from_hub(name, info.sha, SMALL_FILES)
     except HFValidationError as error:
         raise ModelError(f"{neither} a hub id of the form owner/name; check the spelling") from error
     except GatedRepoError as error:
@@ -182,7 +187,7 @@ def _open_hub(name: str, revision: str | None) -> tuple[ModelSource, ModelFiles]
         raise ModelError(f"hub model {name!r} has no revision {revision!r}; name one of its branches, tags or commits") from error
     except RepositoryNotFoundError as error:
         raise ModelError(f"{neither} a model that the hub shows you; check the spelling, or set HF_TOKEN for a private one") from error
-    except (OSError, ValueError) as error:
+    except _NO_ANSWER as error:
         refusal = f"{neither} a model on a hub that answers ({first_line(error)}); check the path or the network"
         return _open_hub_cache(name, revision, refusal)
     digests = {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs is not None}
@@ -191,7 +196,7 @@ def _open_hub(name: str, revision: str | None) -> tuple[ModelSource, ModelFiles]
 
 def _open_hub_cache(name: str, revision: str | None, refusal: str) -> tuple[ModelSource, ModelFiles]:
     try:
-        root = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        root = Path(snapshot_download(name, revision=revision, allow_patterns=SMALL_FILES, local_files_only=True))
     except (OSError, ValueError) as error:
         raise ModelError(refusal) from error
     return ModelSource("hub", name, root.name), ModelFiles(root)  # the cache names a snapshot's folder by its commit

@@ -24,9 +24,9 @@ from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
 import embedding
-from embedding.config import JobConfig, explain, missing
+from embedding.config import JobConfig
 from embedding.corpus import ending
-from embedding.errors import ConfigError, EmbeddingJobError, ExitCode, Terminated
+from embedding.errors import ConfigError, EmbeddingJobError, ExitCode, Terminated, explain, missing
 from embedding.run.foretold import lines
 from embedding.run.progress import OtherVoices, log_to_stderr
 
@@ -39,6 +39,7 @@ _END_SECONDS = 2.0
 """After a signal, the process is gone no later than this; a second is left for Ray, which lets signals through so often only."""
 _FILE_GROUP, _HELP_GROUP = Group("Configuration", sort_key=10), Group("Help", sort_key=11)
 _SHOW_CURSOR = b"\x1b[?25h"
+log = logging.getLogger(__name__)
 Config = TypeVar("Config", bound=BaseModel)
 
 _HELP = " ".join(
@@ -99,9 +100,12 @@ def _embed(argv: list[str]) -> int:
 
 
 def _report(summary: Summary, stdout: TextIO) -> None:
-    """Failed units to stderr; the plan of a dry run and, last, the one-line JSON to stdout."""
+    """Failed units, and how to go on, to stderr; the plan of a dry run and, last, the one-line JSON to stdout."""
     for failure in summary.failures:
         print(f"failed: {json.dumps(failure)}", file=sys.stderr)
+    if summary.status == "interrupted":
+        committed = summary.rows_in + summary.rows_skipped
+        log.info("stopped with %s rows committed; run the same command again to go on from there", f"{committed:,}")
     for line in lines(summary.plan) if summary.plan else ():
         print(line, file=stdout)
     print(summary.line(), file=stdout, flush=True)

@@ -54,6 +54,9 @@ class TextSample:
     tokens_error: float
     """Standard error of that, 0 where every row was looked at."""
     truncated_share: float
+    long_share: float
+    """Texts of more than max_tokens, whatever becomes of them."""
+    windows_per_row: float
     rejected_share: float
     unreadable: str
     """Why a block could not be read, empty where all could."""
@@ -88,7 +91,7 @@ def estimate(
     rows = sum(unit.num_rows for unit in pending)
     bytes_per_row, measured = _shard_bytes_per_row(output, VectorColumns(model.columns, config.output_dtype))
     if sample is not None and not measured and long.how == "chunk":
-        bytes_per_row *= len(sample.tokens.lengths) / sample.rows
+        bytes_per_row *= sample.windows_per_row
     facts: dict[str, object] = {"rows to do": rows, "shard bytes": round(rows * bytes_per_row), "shard bytes measured": measured}
     if sample is None:
         return facts
@@ -107,6 +110,8 @@ def estimate(
         "tokens to do": round(tokens),
         "standard error of tokens": round(rows * sample.tokens_error) if math.isfinite(sample.tokens_error) else None,
         "truncated share": round(sample.truncated_share, 4),
+        "long share": round(sample.long_share, 4),
+        "windows a row": round(sample.windows_per_row, 2) if long.how in ("chunk", "average") else None,
         "rejected share": round(sample.rejected_share, 4),
         "tokens a second": round(rate.tokens_per_second * workers) if rate else None,
         "rate": rate.origin if rate else None,
@@ -139,6 +144,7 @@ def sample_texts(pending: Sequence[Unit], model: ModelSpec, columns: Columns, se
     rows = np.array([len(texts) for texts in read])
     with_text = np.array([sum(text is not None for text in texts) for texts in read])
     lengths = np.bincount(pieces.texts_P, pieces.tokens.lengths, minlength=int(with_text.sum()))
+    too_many = pieces.tokens.truncated.sum() + (np.bincount(pieces.texts_P) > 1).sum() + len(pieces.too_long)
     ends = np.cumsum(with_text)
     per_block = np.add.reduceat(np.append(lengths, 0), ends - with_text) * (with_text > 0)
     share = rows.sum() / sum(unit.num_rows for unit in pending)
@@ -149,6 +155,8 @@ def sample_texts(pending: Sequence[Unit], model: ModelSpec, columns: Columns, se
         tokens_per_row=float(mean),
         tokens_error=_standard_error(per_block - mean * rows, rows) * math.sqrt(max(0.0, 1 - share)),
         truncated_share=float(pieces.tokens.truncated.sum() / rows.sum()),
+        long_share=float(too_many / rows.sum()),
+        windows_per_row=float(len(pieces.texts_P) / rows.sum()),
         rejected_share=float(1 - (with_text.sum() - len(pieces.too_long)) / rows.sum()),
         unreadable=unreadable,
     )

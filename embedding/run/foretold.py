@@ -39,7 +39,8 @@ def _texts(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     error = plan["standard error of tokens"]
     spread = ", nobody knows how exactly" if error is None else f" ± {error:,} (standard error)" if error else ""
     yield "tokens", f"{plan['tokens to do']:,}{spread}: {plan['tokens a row']:,} a row, by {count(plan['rows sampled'], 'row')}"
-    yield "texts", f"{share(plan['truncated share'], 1)} longer than max_tokens, {share(plan['rejected share'], 1)} cannot be embedded"
+    windows = "" if plan["windows a row"] is None else f", {plan['windows a row']:,} windows a row"
+    yield "texts", f"{share(plan['long share'], 1)} longer than max_tokens{windows}, {share(plan['rejected share'], 1)} cannot be embedded"
 
 
 def _work(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

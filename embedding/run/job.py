@@ -165,8 +165,13 @@ def _require_apart(config: JobConfig) -> None:
     target_fs, target = filesystem_of(config.output)
     for url in config.input:
         fs, path = filesystem_of(url)
-        if type(fs) is type(target_fs) and f"{target.rstrip('/')}/".startswith(f"{path.rstrip('/')}/"):
+        if type(fs) is not type(target_fs):
+            continue
+        searched = path.partition("**")[0].rstrip("/") if "**" in path else path.rstrip("/")
+        if f"{target.rstrip('/')}/".startswith(f"{searched}/"):
             raise ConfigError(f"--output {config.output} lies inside --input {url} and would be read as corpus; choose a folder beside it")
+        if f"{searched}/".startswith(f"{target.rstrip('/')}/data/"):
+            raise ConfigError(f"--input {url} lies where --output {config.output} puts its shards, in data/; choose another --output")
 
 
 def _read_corpus(config: JobConfig, earlier: Callable[[], JobSettings | None]) -> _Corpus:
@@ -183,7 +188,7 @@ def _read_corpus(config: JobConfig, earlier: Callable[[], JobSettings | None]) -
     if unreadable and not layouts:
         raise CorpusError(f"none of {len(sources)} source files can be read; the first: {unreadable[0].reason}")
     megabytes = sum(source.size for source in sources) / 1e6
-    log.info("%d source files, %.1f MB, %d rows", len(sources), megabytes, sum(layout.num_rows for layout in layouts))
+    log.info("%d source files, %.1f MB, %s rows", len(sources), megabytes, f"{sum(layout.num_rows for layout in layouts):,}")
     if unreadable:
         log.warning("%d source files cannot be read and are left out for now; the first: %s", len(unreadable), unreadable[0].reason)
     return _Corpus(columns, layouts, unreadable, listing.versions)

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from embedding.config import ProgressStyle
+from embedding.corpus import ending
 from embedding.run.outlook import Outlook
 from embedding.run.placement import Placement
 from embedding.run.summary import Summary
@@ -194,13 +195,13 @@ def _clock(seconds: float | None) -> str:
 class OtherVoices(io.StringIO):
     """Stands for stdout while a run works: of what libraries print, the first line is logged.
 
-    Ray prints whole tracebacks of what it is only going to try again.
+    Ray prints whole tracebacks of what it is only going to try again, and how workers are stopped when that was asked for.
     """
 
     def write(self, text: str) -> int:
         """Log it; nothing is kept."""
         line = next((line for each in text.splitlines() if (line := _COLOUR.sub("", each).strip())), "")
-        if line:
+        if line and not ending.asked.is_set():
             log.info("%s", line if len(line) <= _VOICE_CHARS else f"{line[:_VOICE_CHARS]} ...")
         return len(text)
 

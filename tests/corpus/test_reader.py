@@ -127,6 +127,7 @@ def test_dotted_columns(column: str, texts: list[str | None], tmp_path: Path) ->
         (Columns("txet"), "has no column 'txet'; did you mean 'text'? columns are text, number, raw, doc, doc.body, doc.body.text"),
         (Columns("doc.boddy.text"), "has no column 'doc.boddy.text'; did you mean 'doc.body.text'? columns are "),
         (Columns("doc.text"), "has no column 'doc.text'; "),
+        (Columns("text", ("number,raw",)), "has no column 'number,raw'; blanks part names, not commas; columns are "),
         (Columns("text.body"), "has no column 'text.body'; did you mean 'text'? "),
         (Columns("text", ("identity",)), "has no column 'identity'; columns are "),
         (Columns("number"), ": column 'number' is int64, not string; string columns are text, doc.body.text"),

@@ -93,13 +93,24 @@ def test_a_missing_input_is_named(corpus: str, missing: str) -> None:
         list_sources([corpus, f"{corpus}/{missing}"])
 
 
-@pytest.mark.parametrize("nothing", ["*.nothing", "nowhere/*.parquet", "others"])
-def test_an_input_that_matches_nothing_is_named(corpus: str, nothing: str) -> None:
+@pytest.mark.parametrize(
+    ("nothing", "sentence"),
+    [
+        ("*.nothing", "no file; check the path"),
+        ("nowhere/*.parquet", "no file; check the path"),
+        ("others", r"no Parquet file \(\.parquet, \.parq, \.pq\); check the path, or say --input-format csv"),
+    ],
+)
+def test_an_input_that_matches_nothing_is_named(corpus: str, nothing: str, sentence: str) -> None:
     open_storage(corpus).put("others/list.csv", b"")
-    with pytest.raises(
-        CorpusError, match=r"--input .* matches no Parquet file \(\.parquet, \.parq, \.pq\); check the path(, or say --input-format csv)?$"
-    ):
+    with pytest.raises(CorpusError, match=rf"--input .*{re.escape(nothing)} matches {sentence}$"):
         list_sources([corpus, f"{corpus}/{nothing}"])
+
+
+def test_a_folder_without_any_corpus_is_told_what_is_one(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(CorpusError, match=r"matches no file that ends in \.parquet, .*\.jsonl, .*\.csv, \.tsv; check the path$"):
+        list_sources([str(tmp_path)])
 
 
 @pytest.mark.usefixtures("s3")

@@ -68,7 +68,7 @@ def test_few_rows_are_all_counted(tmp_path: Path, model: ModelSpec) -> None:
     assert (found.rows, found.tokens_error) == (300, 0)
     assert found.tokens_per_row == pytest.approx(truth.lengths.sum() / 300)
     assert truth.truncated.any()
-    assert found.truncated_share == pytest.approx(truth.truncated.sum() / 300)
+    assert found.truncated_share == found.long_share == pytest.approx(truth.truncated.sum() / 300)
     assert found.rejected_share == pytest.approx(2 / 300)
 
 
@@ -80,8 +80,9 @@ def test_long_texts_count_as_what_becomes_of_them(tmp_path: Path, model: ModelSp
     assert chunked is not None
     assert rejected is not None
     assert chunked.tokens_per_row * 60 == chunked.tokens.lengths.sum() > 30 * 3 * model.max_tokens
-    assert (chunked.truncated_share, chunked.rejected_share) == (0, 0)
-    assert (rejected.truncated_share, rejected.rejected_share) == (0, 0.5)
+    assert (chunked.truncated_share, chunked.rejected_share, chunked.long_share) == (0, 0, 0.5)
+    assert (rejected.truncated_share, rejected.rejected_share, rejected.long_share) == (0, 0.5, 0.5)
+    assert chunked.windows_per_row * 60 == len(chunked.tokens.lengths) > 30 * 4
 
 
 def test_the_error_is_as_large_as_it_says(tmp_path: Path, model: ModelSpec) -> None:

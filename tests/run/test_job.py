@@ -168,6 +168,13 @@ def test_what_can_be_known_is_refused_before_anything_is_written(embed: Embed, t
         embed(input=str(tmp_path / "nowhere"), output=output)
     with pytest.raises(ConfigError, match="lies inside --input"):
         embed(input=source, output=f"{source}/vectors")
+    with pytest.raises(ConfigError, match="lies inside --input"):
+        embed(input=f"{tmp_path}/**/*.parquet", output=output)
+    corpora.plain(rows=4, files=1).write(tmp_path / "at" / "data")
+    with pytest.raises(
+        ConfigError, match=r"^--input .*/at/data lies where --output .*/at puts its shards, in data/; choose another --output$"
+    ):
+        embed(input=str(tmp_path / "at" / "data"), output=str(tmp_path / "at"))
     (tmp_path / "in" / "part-1.parquet").write_bytes(b"PAR1 this is no Parquet file PAR1")
     with pytest.raises(CorpusError, match=r"^file:.*part-1\.parquet is no readable Parquet file"):
         embed(input=source, output=output, bad_rows="fail")

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,23 @@ def test_one_process_of_a_machine_downloads_a_hub_model(server: Hub, hub_environ
     assert len([path for path in server.requests if "/api/models/" in path]) == 2  # a refusal and an answer
     check_files(spec, ModelFiles(Path(folder)))
     assert not Path(folder, "checkpoint-5").exists()
+
+
+def test_the_cache_stands_in_for_a_hub_that_is_not_reached(model: Path, tmp_path: Path) -> None:
+    """A connection that fails is no OSError of the hub's library, and a commit alone is not found again by its branch,
+    nor a model of which not every file was wanted."""
+    online, offline = tmp_path / "online", tmp_path / "offline"
+    with hub(NAME, model) as server:
+        environment = {**os.environ, "HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+        resolve = partial(subprocess.run, env=environment, capture_output=True, text=True, timeout=120)
+        resolve([sys.executable, "-c", RESOLVE, NAME, str(online)], check=True)
+        resolve([sys.executable, "-c", DOWNLOAD, str(tmp_path / "ready")], check=True)
+    resolve([sys.executable, "-c", RESOLVE, NAME, str(offline)], check=True)
+    assert pickle.loads(offline.read_bytes()) == pickle.loads(online.read_bytes())
+    other = resolve([sys.executable, "-c", RESOLVE, "someone/other", str(offline)])
+    told = other.stderr.splitlines()[-1]
+    assert "ModelError: --model=someone/other is neither a folder nor a model on a hub that answers" in told
+    assert told.endswith("Connection refused); check the path or the network")
 
 
 def test_one_process_of_a_machine_copies_a_model_at_a_url(s3: S3Server, model: Path, cache: Path, tmp_path: Path) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from embedding.corpus import ending
 from embedding.corpus.ledger import CommitRecord
 from embedding.corpus.plan import make_unit
 from embedding.corpus.sources import Source
 from embedding.run.outlook import Outlook
 from embedding.run.placement import Placement
-from embedding.run.progress import Watched, open_progress
+from embedding.run.progress import OtherVoices, Watched, open_progress
 from embedding.run.summary import Summary
 from tests.model.tiny import save_model
 from tests.support import corpora
@@ -66,7 +68,21 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(command: list[str | Path], ray_clu
         assert terminal.process.returncode == 130
         assert not terminal.cursor_hidden
     assert [count(last, pattern) for pattern in ("━━━", "of 2,000 rows", "units done|in flight")] == [1, 1, 1]
-    assert re.search('"status": ?"interrupted"', "".join(last))  # the terminal wraps the line
+    shown = "".join(last)  # the terminal wraps lines
+    assert re.search('"status": ?"interrupted"', shown)
+    assert re.search(r"INFO stopped with [1-9][\d,]* rows committed; run the same *command again to go on", shown)
+
+
+def test_how_workers_are_stopped_is_no_news(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray tells of each one that it will be tried again for ever, below the view that has just ended."""
+    caplog.set_level("INFO", "embedding")
+    monkeypatch.setattr(logging.getLogger("embedding"), "propagate", True)
+    asked = threading.Event()
+    monkeypatch.setattr(ending, "asked", asked)
+    print("(raylet) a node has gone\nand more of it", file=OtherVoices())
+    asked.set()
+    print("(raylet) There are infinite retries remaining", file=OtherVoices())
+    assert caplog.messages == ["(raylet) a node has gone"]
 
 
 def watched() -> Watched:
