@@ -6,14 +6,17 @@ import json
 import warnings
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks import scale
+from benchmarks import parity, scale
 from benchmarks.bench import main, table
 from benchmarks.data import make_model, make_texts
 from benchmarks.planning import plan_stage
 from benchmarks.timing import interleave, ratio
+from embedding.model.tokenizer import Tokenizer
 from tests.support import outputs
 
 
@@ -81,3 +84,19 @@ def test_rounds_are_interleaved() -> None:
     assert "".join(calls) == "ab" + "ab" + "ba"
     assert {name: len(found) for name, found in times.items()} == {"a": 2, "b": 2}
     assert ratio([1.0, 1.0, 1.0], [1.0, 2.0, 9.0]) == 2.0
+
+
+def test_the_parity_of_tokenizers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ["One line.\nAnother line.\n\nA paragraph.", "One line.", " "]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    found = parity.main([str(tmp_path / "a.parquet"), "--model", "tiny", "--random", "300", "--out", str(tmp_path / "parity.json")])
+    assert json.loads((tmp_path / "parity.json").read_text()).keys() == found.keys()
+    assert (found["real"]["texts"], found["real"]["mismatches"]) == (5, 0)
+    assert (found["random"]["texts"], found["random"]["mismatches"]) == (300, 0)
+    assert "random: 300 texts" in capsys.readouterr().out
+
+
+def test_texts_that_are_cut_otherwise_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer(make_model("tiny", tmp_path).spec("fp32"), tmp_path / "tiny")
+    monkeypatch.setattr(tokenizer, "by_reference", lambda texts: tokenizer([text.removesuffix("!") for text in texts]))
+    assert parity.compare(tokenizer, iter(["same", "other!"]))["first"] == ["other!"]

@@ -134,6 +134,10 @@ class Tokenizer:
             self.check_parity([text[:_PARITY_CHARS] for text in texts[:_PARITY_TEXTS]])
         return self._tokenize(texts, self._encode)
 
+    def by_reference(self, texts: Sequence[str]) -> TokenizedTexts:
+        """The same by `tokenizers`, whether or not the fast path is trusted."""
+        return self._tokenize(texts, self._exact)
+
     def lengths(self, texts: Sequence[str]) -> Offsets:
         """[R] tokens of the prompt followed by each text, special tokens included, however many. One text at least."""
         return np.diff(self._encode([self._prompt + text for text in texts])[1])
