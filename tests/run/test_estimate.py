@@ -190,7 +190,7 @@ def test_an_output_that_is_held_is_told_now(dry_run: DryRun, tmp_path: Path) -> 
 def test_an_output_that_cannot_be_written_is_told_now(dry_run: DryRun, tmp_path: Path, s3: S3Server) -> None:
     source = write(tmp_path / "in", ["some words"] * 6)
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(ConfigError, match=r"/file/_control/job\.json failed: .*; check the path"):
+    with pytest.raises(ConfigError, match=r"/file failed: .*/file is no folder; check the path"):
         dry_run(input=source, output=str(tmp_path / "file"))
     with pytest.raises(ConfigError):
         dry_run(input=source, output="s3://no-such-bucket/out")

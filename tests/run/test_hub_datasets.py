@@ -158,7 +158,7 @@ def test_a_hub_that_does_not_answer_is_one_sentence(server: DatasetHub, monkeypa
         ("hf://datasets/owner/nothing", "is no dataset that the hub shows you; check the spelling, or set HF_TOKEN for a private one"),
         (f"{URL}@v9", "has no revision 'v9'; name a branch, tag or commit of the dataset"),
         (f"{URL}/nowhere", "does not exist; check the path"),
-        (f"{URL}/nowhere/*.parquet", "matches no Parquet file"),
+        (f"{URL}/nowhere/*.parquet", "matches no file; check the path"),
         ("hf://datasets/texts", "is no dataset of the hub; write hf://datasets/owner/name, with a path behind it if need be"),
         (f"hf://{NAME}", "names a model of the hub, and only datasets are read; write hf://datasets/owner/name"),
         ("hf://buckets/owner/texts", "names a bucket of the hub, and only datasets are read; write hf://datasets/owner/name"),
