@@ -144,13 +144,14 @@ def _list_input(url: str, needed: Collection[str], versions: dict[str, str]) -> 
         versions[url] = f"commit {pinned.commit}"
     named = dict(found.files)
     others: Details = {}
-    for folder in found.folders:
-        kind = Kind.ICEBERG if found.metadata else tables_in(found.folders[folder]).get(folder)
-        if kind is None:
-            others |= _corpus_files(fs, found, folder, url)
-        else:
+    for folder, files in found.folders.items():
+        tables = {folder: Kind.ICEBERG} if found.metadata else tables_in(files)
+        if folder in tables:
             given = url if len(found.folders) == 1 else url_of(fs, folder)
-            named |= _live_files(fs, Table(given, kind, folder, found.metadata), found.folders[folder], needed, versions)
+            named |= _live_files(fs, Table(given, tables[folder], folder, found.metadata), files, needed, versions)
+        else:  # a table in a hidden folder is left out like everything there
+            refuse_below(url, fs, {table: kind for table, kind in tables.items() if not _hidden(table, found.root)})
+            others |= {file: info for file, info in files.items() if format_by_name(file) is not None and not _hidden(file, found.root)}
     for file, info in {**others, **named}.items():
         uri = str(fs.unstrip_protocol(file))
         try:
@@ -158,22 +159,10 @@ def _list_input(url: str, needed: Collection[str], versions: dict[str, str]) -> 
         except UnicodeEncodeError:
             raise CorpusError(f"{uri!a} has a name that is not UTF-8; rename the file") from None
         place = (pinned.unpinned(uri), uri) if pinned else (uri, "")
-        yield _Listed(_source(file.removeprefix(found.root).lstrip("/"), info, *place), file in named)
+        below = file.removeprefix(found.root).lstrip("/")
+        yield _Listed(Source(below, place[0], int(info["size"]), version_of(info), place[1]), file in named)
     if pinned:
         fs.invalidate_cache()  # the library keeps listings, and copies them for every thread
-
-
-def _source(path: str, info: dict[str, Any], uri: str, at: str) -> Source:
-    return Source(path, uri, int(info["size"]), version_of(info), at)
-
-
-def _corpus_files(fs: fsspec.AbstractFileSystem, found: _Found, folder: str, given: str) -> Details:
-    """The files of known formats in a folder that is no table; a table in a hidden folder is left out like everything there."""
-    tables = tables_in(found.folders[folder])
-    refuse_below(given, fs, {table: kind for table, kind in tables.items() if not _hidden(table, found.root)})
-    return {
-        file: info for file, info in found.folders[folder].items() if format_by_name(file) is not None and not _hidden(file, found.root)
-    }
 
 
 def _live_files(

@@ -23,7 +23,7 @@ from transformers import AutoConfig
 
 from embedding.model.attention import attend
 from embedding.model.packing import PackedBatch, PackedRows
-from embedding.model.spec import ModelSpec
+from embedding.model.spec import POSITIONS_FOLLOW_PADDING, ModelSpec
 
 _ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {"gelu": gelu, "relu": relu}
 _DISTILBERT_EPS: Final = 1e-12
@@ -69,8 +69,6 @@ _FAMILIES: Final = {
         norm="output_layer_norm",
     ),
 }
-_AFTER_PADDING: Final = ("roberta", "xlm-roberta", "camembert")
-"""Their first position is padding_idx + 1."""
 
 
 class BertEncoder:
@@ -100,10 +98,10 @@ def read_bert(spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.
         module = _Bert(tensors, _FAMILIES[config.model_type], config, dtype)
     except (StopIteration, KeyError, ValueError, SafetensorError):  # transformers says better what is wrong with them
         return None
-    padding_offset = config.pad_token_id + 1 if config.model_type in _AFTER_PADDING else None
+    padding_offset = config.pad_token_id + 1 if config.model_type in POSITIONS_FOLLOW_PADDING else None
     if len(module.positions) - (padding_offset or 0) < spec.max_tokens:
         return None
-    return BertEncoder(module.to(device).eval(), padding_offset)
+    return BertEncoder(module.to(device), padding_offset)
 
 
 def _is_of_the_layout(config: Any) -> bool:
@@ -114,7 +112,7 @@ def _is_of_the_layout(config: Any) -> bool:
         and _activation(config) in _ACTIVATIONS
         and getattr(config, "position_embedding_type", "absolute") in ("absolute", None)
         and config.hidden_size % config.num_attention_heads == 0
-        and (config.model_type not in _AFTER_PADDING or isinstance(config.pad_token_id, int))
+        and (config.model_type not in POSITIONS_FOLLOW_PADDING or isinstance(config.pad_token_id, int))
         and not any(getattr(config, name, None) for name in odd)
     )
 
@@ -130,7 +128,7 @@ def _tensors(spec: ModelSpec, folder: Path) -> dict[str, Tensor]:
         StopIteration: there is no table of words.
     """
     weights: dict[str, Tensor] = {}
-    for name in spec.weight_files[: len(spec.weight_files) - len(spec.dense)]:
+    for name in spec.transformer_weight_files:
         weights |= load_file(folder / name)
     words = "embeddings.word_embeddings.weight"
     prefix = next(name for name in weights if name.endswith(words)).removesuffix(words)

@@ -34,7 +34,6 @@ class Encoder:
     """One loaded transformer in one precision on one device.
 
     Attributes:
-        device: where it computes.
         dtype: of its matrix products.
         packed: rows run without padding.
         reason: why not, "" where they do.
@@ -42,7 +41,6 @@ class Encoder:
 
     def __init__(self, spec: ModelSpec, folder: Path, device: torch.device, precision: Precision) -> None:
         """Raises ModelError: the weights do not fill the model."""
-        self.device = device
         self.dtype = DTYPES[precision]
         self._model = _load(spec, folder, device, self.dtype)
         self.packed, self.reason = self._model.packed, self._model.reason

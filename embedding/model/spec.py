@@ -15,7 +15,7 @@ from embedding.model.source import ModelFiles, ModelSource, open_model
 
 FingerprintValue: TypeAlias = str | int | bool | Sequence[str] | Sequence[int] | None
 
-_POSITIONS_FOLLOW_PADDING = frozenset(
+POSITIONS_FOLLOW_PADDING = frozenset(
     [
         "camembert",
         "data2vec-text",
@@ -79,6 +79,11 @@ class ModelSpec:
     def columns(self) -> tuple[int, ...]:
         """Lengths of all vectors of a text, in the order in which they lie side by side."""
         return (self.dimensions, *self.further_dimensions)
+
+    @property
+    def transformer_weight_files(self) -> tuple[str, ...]:
+        """The `weight_files` without those of the Dense modules, which come last."""
+        return self.weight_files[: len(self.weight_files) - len(self.dense)]
 
     def fingerprint_fields(self) -> dict[str, FingerprintValue]:
         """All that changes a vector, JSON-able, by names that a user understands; the same wherever the files lie."""
@@ -168,9 +173,8 @@ def check_files(spec: ModelSpec, files: ModelFiles) -> None:
         ModelError: weights, tokenizer or configuration differ.
     """
     path = spec.transformer_path
-    own_weights = spec.weight_files[: len(spec.weight_files) - len(spec.dense)]
     found = {
-        "weights": (files.sha256(own_weights), spec.weights_sha256),
+        "weights": (files.sha256(spec.transformer_weight_files), spec.weights_sha256),
         "configuration": (files.sha256([path + "config.json"]), spec.config_sha256),
         "tokenizer": (files.sha256(_tokenizer_files(files, path, spec.source.name)), spec.tokenizer_sha256),
         **{module.path: (files.sha256([f"{module.path}/model.safetensors"]), module.sha256) for module in spec.dense},
@@ -244,7 +248,7 @@ def _dimensions(asked: int | None, full: int) -> int:
 def _max_tokens(asked: int | None, settings: FolderSettings, files: ModelFiles, transformer: Any) -> int:
     """The job's, else the folder's, else the tokenizer's, and never more than the position table holds."""
     table: int = getattr(transformer, "max_position_embeddings", None) or -1  # -1: no table, as in XLNet
-    offset = (transformer.pad_token_id or 0) + 1 if transformer.model_type in _POSITIONS_FOLLOW_PADDING else 0
+    offset = (transformer.pad_token_id or 0) + 1 if transformer.model_type in POSITIONS_FOLLOW_PADDING else 0
     positions = table - offset if table > 0 else None
     if asked is not None:
         if positions is not None and asked > positions:

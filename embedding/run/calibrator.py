@@ -8,15 +8,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from embedding.corpus.plan import SourceLayout, Unit
-from embedding.corpus.reader import Columns, text_faults
 from embedding.corpus.vectors import Calibration, VectorColumns
-from embedding.model.spec import LongTexts, ModelSpec
 from embedding.run.models import model_folder
 from embedding.run.pieces import embed_pieces, shard_rows
-from embedding.run.sample import read_in_time, spread_blocks
+from embedding.run.sample import CHARS_PER_TOKEN, OnSample, SampleJob, embeddable_texts, read_in_time, spread_blocks
 
 _BLOCKS = 64
 _BLOCK_ROWS = {"cpu": 32, "cuda": 256}
@@ -24,21 +20,13 @@ _BLOCK_ROWS = {"cpu": 32, "cuda": 256}
 _BLOCK_BYTES = 2**20
 _SAMPLE_CHARS = {"cpu": 2**19, "cuda": 2**24}
 """Of what is encoded: 130,000 tokens are half a minute of a small model on a CPU, four million as long on a GPU."""
-_CHARS_PER_TOKEN = 4
 
 
-@dataclass(frozen=True)
-class CalibrationJob:
-    """What the process that measures needs to know."""
+@dataclass(frozen=True, kw_only=True)
+class CalibrationJob(SampleJob):
+    """What is measured, and how."""
 
-    model: ModelSpec
-    columns: Columns
-    sample: Sequence[Unit]
     batch_tokens: int
-    device: str
-    threads: int | None
-    """CPU threads of the encoder, None for a GPU worker."""
-    long_text: LongTexts
 
 
 @dataclass(frozen=True)
@@ -50,15 +38,8 @@ class Ranges:
     calibration: Calibration
 
 
-class Calibrator:
-    """Lives in a process like a worker's."""
-
-    def __init__(self, job: CalibrationJob) -> None:
-        self._job = job
-
-    def is_there(self) -> bool:
-        """Answers as soon as the process has its place."""
-        return bool(self._job.sample)
+class Calibrator(OnSample[CalibrationJob]):
+    """Measures the range of each number of a vector."""
 
     def find(self) -> Ranges:
         """Read the sample, embed it as a worker does, but in float32, and look at the numbers.
@@ -87,10 +68,10 @@ def calibration_sample(layouts: Sequence[SourceLayout], device: str, limit_rows:
 def sample_texts(job: CalibrationJob) -> list[str]:
     """The texts of the sample, fewer where they are long: then some of each part of it, always the same ones."""
     found, _ = read_in_time(job.sample, replace(job.columns, copied=()))
-    parts = [rows.text.take(np.delete(np.arange(len(rows.text)), list(text_faults(rows.text)))) for rows in found.values()]
+    parts = [embeddable_texts(rows) for rows in found.values()]
     places = [(part, row) for part in parts for row in range(len(part))]
     enough = _SAMPLE_CHARS[job.device]
-    head_chars = enough if job.long_text.cuts else _CHARS_PER_TOKEN * job.model.max_tokens
+    head_chars = enough if job.long_text.cuts else CHARS_PER_TOKEN * job.model.max_tokens
     texts: list[str] = []
     chars = 0
     for part, row in random.Random(len(places)).sample(places, len(places)):

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from embedding.corpus.plan import SourceLayout, Unit, make_unit
-from embedding.corpus.reader import Columns, text_faults
+from embedding.corpus.reader import Columns
 from embedding.errors import CorpusError
 from embedding.model.measure import Measured, budgets_from, measure
-from embedding.model.spec import TRUNCATE, LongTexts, ModelSpec
+from embedding.model.spec import LongTexts
 from embedding.run.models import model_folder
-from embedding.run.sample import read_in_time
+from embedding.run.sample import CHARS_PER_TOKEN, OnSample, SampleJob, embeddable_texts, read_in_time
 
 if TYPE_CHECKING:
     from embedding.model.embedder import Embedder
@@ -27,24 +27,16 @@ _PLACE_BYTES = 2**20
 """Of a file, at one place: long texts make a smaller sample."""
 _SAMPLE_CHARS = 2**23
 """Two million tokens, more than any batch holds, take the slower tokenizer seven seconds."""
-_CHARS_PER_TOKEN = 4
 
 
-@dataclass(frozen=True)
-class ProbeJob:
-    """What the process that measures needs to know."""
+@dataclass(frozen=True, kw_only=True)
+class ProbeJob(SampleJob):
+    """What is measured, and how."""
 
-    model: ModelSpec
-    columns: Columns
-    sample: Sequence[Unit]
     batch_tokens: int | None
     """The user's, where only the pace is asked for."""
-    device: str
     share: float
     """Part of a GPU that is the worker's own."""
-    threads: int | None
-    """CPU threads of the encoder, None for a GPU worker."""
-    long_text: LongTexts = TRUNCATE
 
 
 @dataclass(frozen=True)
@@ -58,15 +50,8 @@ class Findings:
     pace: Measured
 
 
-class Probe:
-    """Lives in a process like a worker's."""
-
-    def __init__(self, job: ProbeJob) -> None:
-        self._job = job
-
-    def is_there(self) -> bool:
-        """Answers as soon as the process has its place."""
-        return bool(self._job.sample)
+class Probe(OnSample[ProbeJob]):
+    """Measures how large batches should be, and how fast they go."""
 
     def find(self) -> Findings:
         """Read the sample, load the model, measure.
@@ -78,7 +63,7 @@ class Probe:
         from embedding.model.memory import DeviceMemory
 
         job = self._job
-        texts, row_bytes = _read(job.sample, job.columns, head_chars=_CHARS_PER_TOKEN * job.model.max_tokens)
+        texts, row_bytes = _read(job.sample, job.columns, head_chars=CHARS_PER_TOKEN * job.model.max_tokens)
         embedder = Embedder(job.model, device=job.device, threads=job.threads, folder=model_folder(job.model))
         budgets = budgets_from(job.model.max_tokens) if job.batch_tokens is None else [job.batch_tokens]
         pieces = _pieces(embedder, texts, job.long_text)
@@ -135,8 +120,7 @@ def _read(sample: Sequence[Unit], columns: Columns, head_chars: int) -> tuple[li
         CorpusError: no text was found.
     """
     found, _ = read_in_time(sample, columns)
-    parts = [rows.text.take(np.delete(np.arange(len(rows.text)), list(text_faults(rows.text)))) for rows in found.values()]
-    texts = [text for part in parts for text in part.to_pylist()]
+    texts = [text for rows in found.values() for text in embeddable_texts(rows).to_pylist()]
     if not any(texts):
         raise CorpusError("no text of the sample could be read")
     sizes = np.minimum([len(text) for text in texts], head_chars)

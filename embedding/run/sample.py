@@ -1,4 +1,4 @@
-"""Reading some rows of a corpus in a bounded time, to know more of it before a run."""
+"""Reading some rows of a corpus in a bounded time, and what measures on them in a process like a worker's. Knows no Ray."""
 
 from __future__ import annotations
 
@@ -7,15 +7,50 @@ import time
 from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import accumulate
+from typing import Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
 
 from embedding.corpus.plan import SourceLayout, Unit, make_unit
-from embedding.corpus.reader import Columns, UnitRows, read_unit
+from embedding.corpus.reader import Columns, UnitRows, read_unit, text_faults
 from embedding.errors import SourceError, StorageError
+from embedding.model.spec import LongTexts, ModelSpec
 
 _READS_AT_ONCE = 8
 _READ_SECONDS = 10.0
 """After that the places that were read must do: row groups can be large and stores slow."""
+CHARS_PER_TOKEN = 4
+"""Of most languages, about."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleJob:
+    """What a process that measures on a sample needs to know."""
+
+    model: ModelSpec
+    columns: Columns
+    sample: Sequence[Unit]
+    device: str
+    threads: int | None
+    """CPU threads of the encoder, None for a GPU worker."""
+    long_text: LongTexts
+
+
+JobT = TypeVar("JobT", bound=SampleJob)
+
+
+class OnSample(Generic[JobT]):
+    """Lives in a process like a worker's, which may have to wait for its place in the cluster."""
+
+    def __init__(self, job: JobT) -> None:
+        self._job = job
+
+    def is_there(self) -> bool:
+        """Answers as soon as the process has its place."""
+        return bool(self._job.sample)
 
 
 def read_in_time(places: Sequence[Unit], columns: Columns) -> tuple[dict[int, UnitRows], str]:
@@ -42,6 +77,11 @@ def read_in_time(places: Sequence[Unit], columns: Columns) -> tuple[dict[int, Un
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return {number: read[number] for number in sorted(read)}, unreadable
+
+
+def embeddable_texts(rows: UnitRows) -> pa.ChunkedArray:
+    """The texts of those rows that can be embedded."""
+    return rows.text.take(np.delete(np.arange(len(rows.text)), list(text_faults(rows.text))))
 
 
 def spread_blocks(layouts: Sequence[SourceLayout], *, blocks: int, block_rows: int, block_bytes: int, limit_rows: int | None) -> list[Unit]:

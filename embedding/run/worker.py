@@ -69,7 +69,11 @@ class WorkerJob:
 
 
 def read_stage(batch: pa.Table, columns: Columns, attempts: Attempts, max_attempts: int) -> pa.Table:
-    """One unit in, one row of READ_SCHEMA out: its rows, or why they can not be had."""
+    """One unit in, one row of READ_SCHEMA out: its rows, or why they can not be had.
+
+    Raises:
+        AccessError: the source can not be read any more.
+    """
     text = batch.column("unit")[0].as_py()
     unit = decode_unit(text)
     started = time.time()
@@ -78,6 +82,8 @@ def read_stage(batch: pa.Table, columns: Columns, attempts: Attempts, max_attemp
         return read_result(text, None, f"its reader died {max_attempts} times; {unit.source.uri} may be damaged or too large", started)
     try:
         return read_result(text, encode_rows(read_unit(unit, columns)), None, started)
+    except AccessError:  # the plan could read it: credentials have expired, and no other unit can be read
+        raise
     except Exception as error:  # noqa: BLE001  (whatever a file does to its reader, the run goes on without it)
         return read_result(text, None, reason_of(error), started)
     finally:

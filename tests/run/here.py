@@ -89,11 +89,16 @@ def embed_here(source: str, output: str, model: Path | str, run: str = "run", **
 def measure_here(config: JobConfig, spec: ModelSpec, settings: JobSettings, columns: Columns) -> Calibration:
     """What `run_calibration` does, on a CPU."""
     sample = calibration_sample(list(read_layouts(list_sources(config.input, config.input_format), columns)), "cpu", config.limit_rows)
-    return (
-        Calibrator(CalibrationJob(spec, columns, sample, settings.kept["batch_tokens"], "cpu", None, long_texts_of(config)))
-        .find()
-        .calibration
+    job = CalibrationJob(
+        model=spec,
+        columns=columns,
+        sample=sample,
+        batch_tokens=settings.kept["batch_tokens"],
+        device="cpu",
+        threads=None,
+        long_text=long_texts_of(config),
     )
+    return Calibrator(job).find().calibration
 
 
 def check_here(units: Sequence[Unit], job: CheckJob) -> Iterator[CheckedUnit]:

@@ -15,7 +15,7 @@ from embedding.corpus.reader import Columns, read_layouts
 from embedding.corpus.sources import Source, list_sources
 from embedding.errors import CorpusError
 from embedding.model.measure import Measured, Trial
-from embedding.model.spec import LongTexts
+from embedding.model.spec import TRUNCATE, LongTexts
 from embedding.run import pipeline
 from embedding.run.probe import Findings, Probe, ProbeJob, sample_units
 from embedding.run.sizes import batch_tokens, unit_rows
@@ -95,7 +95,9 @@ def test_the_sample_of_large_rows_is_small() -> None:
 
 def probe_job(source: str, model: Path, columns: Columns) -> ProbeJob:
     sample = sample_units(list(read_layouts(list_sources([source]), columns)), "cpu", None)
-    return ProbeJob(spec_of(model), columns, sample, batch_tokens=None, device="cpu", share=0.0, threads=1)
+    return ProbeJob(
+        model=spec_of(model), columns=columns, sample=sample, batch_tokens=None, device="cpu", share=0.0, threads=1, long_text=TRUNCATE
+    )
 
 
 def test_a_sample_is_measured(tiny_model: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,26 +41,19 @@ def healed(proxy: FaultyProxy) -> Iterator[None]:
     proxy.heal()
 
 
-def variables(proxy: FaultyProxy) -> dict[str, str]:
-    """As an operator sets them who has no time: few seconds for an answer, and for tries."""
-    return {
-        "AWS_ENDPOINT_URL": proxy.endpoint,
-        "FSSPEC_S3": json.dumps({"config_kwargs": {"read_timeout": 3}}),
-        "EMBED_STORE_SECONDS": "4",
-    }
+@contextmanager
+def cluster_behind(proxy: FaultyProxy, **variables: str) -> Iterator[dict[str, str]]:
+    """What a run is started with for a cluster whose processes go through the proxy, and wait but a few seconds for an answer."""
+    variables |= {"AWS_ENDPOINT_URL": proxy.endpoint, "FSSPEC_S3": json.dumps({"config_kwargs": {"read_timeout": 3}})}
+    with start_ray_cluster(env=variables) as cluster:
+        yield variables | cluster.environment()
 
 
 @pytest.fixture(scope="module")
-def cluster(proxy: FaultyProxy) -> Iterator[RayCluster]:
-    """A cluster whose workers go through the proxy, with room for two runs."""
-    with start_ray_cluster(4, variables(proxy)) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def env(proxy: FaultyProxy, cluster: RayCluster) -> dict[str, str]:
-    """What a run is started with."""
-    return {**variables(proxy), **cluster.environment()}
+def env(proxy: FaultyProxy) -> Iterator[dict[str, str]]:
+    """Of runs by an operator who has no time: tries end after four seconds."""
+    with cluster_behind(proxy, EMBED_STORE_SECONDS="4") as env:
+        yield env
 
 
 def job_on(folder: str, tiny_model: Path) -> list[str]:
@@ -95,13 +89,12 @@ def error_of(result: JobResult) -> str:
     return line
 
 
-def test_scattered_faults_are_not_seen(
-    arguments: list[str], undisturbed: dict[str, bytes], folder: str, env: dict[str, str], proxy: FaultyProxy
-) -> None:
+def test_scattered_faults_are_not_seen(arguments: list[str], undisturbed: dict[str, bytes], folder: str, proxy: FaultyProxy) -> None:
     output = f"{folder}/scattered"
-    proxy.scatter(SCATTERED, over=100, seed=4)
-    proxy.faults.extend(["slow down"] * 10)  # a burst, in the midst of the workers' requests
-    summary = run_job(*arguments, "--output", output, env=env).summary
+    with cluster_behind(proxy) as patient:  # one process may meet the whole burst
+        proxy.scatter(SCATTERED, over=100, seed=4)
+        proxy.faults.extend(["slow down"] * 10)  # a burst, in the midst of the workers' requests
+        summary = run_job(*arguments, "--output", output, env=patient).summary
     assert not proxy.faults
     assert (summary["units_done"], summary["rows_out"], summary["units_failed"]) == (UNITS, ROWS, 0)
     assert outputs.shards(output) == undisturbed
@@ -200,14 +193,20 @@ def test_a_stopped_run_ends_though_the_store_does_not_answer(
 
 @pytest.mark.parametrize("store", ["local", "s3"])
 def test_a_zombie_harms_nothing(
-    store: str, arguments: list[str], undisturbed: dict[str, bytes], folder: str, env: dict[str, str], tmp_path: Path
+    store: str,
+    arguments: list[str],
+    undisturbed: dict[str, bytes],
+    folder: str,
+    env: dict[str, str],
+    ray_cluster: RayCluster,
+    tmp_path: Path,
 ) -> None:
     output = str(tmp_path / "out") if store == "local" else f"{folder}/zombie"
     command = [*arguments, "--output", output, "--lease-seconds", "2"]
     with start_job(*command, env=env) as zombie:
         zombie.wait_until(lambda: outputs.versions(output), what="a shard")
         os.kill(zombie.process.pid, signal.SIGSTOP)
-        taker = run_job(*command, env=env)
+        taker = run_job(*command, env=ray_cluster.environment())  # the zombie may hold all of its own cluster
         assert "died holding the output; this run takes over" in taker.stderr
         before = outputs.files(output)
         os.kill(zombie.process.pid, signal.SIGCONT)
