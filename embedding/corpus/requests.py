@@ -55,6 +55,8 @@ WRONG_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirecto
 """There is no such file, folder or bucket, or a file where a folder must be."""
 _FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PERMANENT_ERRNOS = _FULL_ERRNOS | {errno.EINVAL, errno.EROFS, errno.EPERM, errno.ENAMETOOLONG, errno.EMSGSIZE}
+_EXPIRED_WITHOUT_A_WORD = "400"
+"""Answers to HEAD have no body and so no error code; S3 gives this one for a token that has expired."""
 _DAMAGED_ON_THE_WAY = frozenset({"IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"})
 _NETWORK_TYPES = (EndpointError, HTTPClientError, aiohttp.ClientError, MetadataRetrievalError, ResponseParserError, TimeoutError)
 
@@ -165,7 +167,7 @@ def explained(doing: str) -> Iterator[None]:
     except (OSError, ClientError, *_NETWORK_TYPES) as error:
         what = " ".join(str(error).split()) or type(error).__name__
         number = error.errno if isinstance(error, OSError) else None
-        if isinstance(error, PermissionError) or number == errno.EROFS:
+        if isinstance(error, PermissionError) or number == errno.EROFS or error_code(error) == _EXPIRED_WITHOUT_A_WORD:
             raise AccessError(f"{doing} is not allowed: {what}; check the credentials and permissions of this process") from error
         if number in _FULL_ERRNOS:
             raise StorageFullError(f"{doing} failed: {what}; make room, then run the same command again to go on") from error

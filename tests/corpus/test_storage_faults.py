@@ -18,6 +18,7 @@ from s3fs.errors import translate_boto_error
 
 from embedding.corpus.reader import Columns, read_layout, read_unit
 from embedding.corpus.requests import explained, is_transient, with_retries
+from embedding.corpus.sources import require_unchanged
 from embedding.corpus.storage import Storage, open_storage
 from embedding.errors import AccessError, ConfigError, EmbeddingJobError, StorageError, StorageFullError
 from tests.corpus.reading import put_source, whole
@@ -112,6 +113,15 @@ def test_a_refusal_is_not_tried_again(fault: str, storage: Storage, proxy: Fault
         said = expect_refusal(AccessError, "deleting " if call == "delete" else "writing ", CALLS[call], storage)
         assert f"is not allowed: {fault}; check the credentials and permissions of this process" in said
         assert len(proxy.requests) == number + 1
+
+
+def test_a_token_that_expired_is_no_access_also_where_the_answer_has_no_body(s3: S3Server, proxy: FaultyProxy) -> None:
+    source = put_source(s3.folder(), b"data")
+    proxy.requests.clear()
+    proxy.kinds, proxy.always = frozenset({"HEAD"}), "expired"
+    with pytest.raises(AccessError, match=rf"^checking {source.uri} is not allowed: .*Bad Request; check the credentials"):
+        require_unchanged(source)
+    assert proxy.requests
 
 
 def test_a_look_whether_one_may_write_leaves_nothing(storage: Storage, proxy: FaultyProxy) -> None:
