@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks import parity, scale
+from benchmarks import fp8, parity, scale
 from benchmarks.bench import main, table
 from benchmarks.data import make_model, make_texts
 from benchmarks.planning import plan_stage
@@ -100,3 +100,20 @@ def test_texts_that_are_cut_otherwise_are_counted(tmp_path: Path, monkeypatch: p
     tokenizer = Tokenizer(make_model("tiny", tmp_path).spec("fp32"), tmp_path / "tiny")
     monkeypatch.setattr(tokenizer, "by_reference", lambda texts: tokenizer([text.removesuffix("!") for text in texts]))
     assert parity.compare(tokenizer, iter(["same", "other!"]))["first"] == ["other!"]
+
+
+def test_what_fp8_would_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pq.write_table(pa.table({"text": ["One text.", "Another one, which is longer.", None]}), tmp_path / "a.parquet")
+    found = fp8.main([str(tmp_path / "a.parquet"), "--model", "tiny", "--out", str(tmp_path / "fp8.json")])
+    assert json.loads((tmp_path / "fp8.json").read_text()).keys() == found.keys()
+    least = {name: kept["least"] for name, kept in found["cosine with fp32"].items()}
+    assert 0.99 < least["all"] < least["bf16, no fp8"] < 1
+    assert f"all: least {least['all']:.4f}" in capsys.readouterr().out
+
+
+def test_the_fp8_product_is_the_product() -> None:
+    generator = torch.Generator().manual_seed(0)
+    found_TF, weight_OF, bias_O = (torch.randn(shape, generator=generator) for shape in ((5, 32), (48, 32), (48,)))
+    made_TO, exact_TO = fp8.fp8_product(found_TF, weight_OF, bias_O), torch.nn.functional.linear(found_TF, weight_OF, bias_O)
+    assert made_TO.dtype == torch.bfloat16
+    assert 0.998 < torch.cosine_similarity(made_TO.float().flatten(), exact_TO.flatten(), dim=0) < 1

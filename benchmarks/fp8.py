@@ -1,0 +1,121 @@
+"""What matrix products in fp8 would cost a model's vectors: `python -m benchmarks.fp8 --help`.
+
+The best that can be done without training: e4m3, a scale for each token and for each output of a weight, found on the very numbers
+(torch's rowwise scaled product). Speed is no matter here, so that a CPU will do: it computes what a GPU computes.
+"""
+
+# Shape suffixes: T tokens, F features read, O features made, R rows, D width.
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from benchmarks.bench import hardware, versions
+from benchmarks.data import SHAPES, BenchModel, make_model
+from benchmarks.stages import Result
+from embedding.config import Precision
+from embedding.model.embedder import Embedder
+
+LEAST_COSINE = 0.999
+"""What the vectors must keep of those in fp32 to be worth a faster product."""
+_BATCH_TOKENS = 4096
+_LARGEST = torch.finfo(torch.float8_e4m3fn).max
+
+
+def main(words: Sequence[str] | None = None) -> Result:
+    """Run what the command line asks for."""
+    options = _options(words)
+    distinct = {text: None for file in options.corpus for text in pq.read_table(file, columns=["text"])["text"].to_pylist() if text}
+    texts = random.Random(0).sample(list(distinct), min(options.rows, len(distinct)))
+    with tempfile.TemporaryDirectory() as scratch:
+        model = make_model(options.model, Path(scratch))
+        exact = _vectors(model, "fp32", texts)
+        found: Result = {
+            "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+            "hardware": hardware("cpu", 0),
+            "versions": versions(),
+            "model": model.name,
+            "texts": len(texts),
+            "cosine with fp32": {"bf16, no fp8": _kept(exact, _vectors(model, "bf16", texts))},
+        }
+        _, width, _ = SHAPES[model.name]
+        products = {
+            "query, key, value": (3 * width, width),
+            "attended": (width, width),
+            "up": (4 * width, width),
+            "down": (width, 4 * width),
+        }
+        for name, chosen in {"all": products, **{f"only {name}": [name] for name in products}}.items():
+            with _in_fp8({products[each] for each in chosen}):
+                found["cosine with fp32"][name] = _kept(exact, _vectors(model, "bf16", texts))
+    for name, kept in found["cosine with fp32"].items():
+        line = ", ".join(f"{part} {cosine:.4f}" for part, cosine in kept.items())
+        sys.stdout.write(f"{name}: {line}{'' if kept['least'] >= LEAST_COSINE else f', below {LEAST_COSINE}'}\n")
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def fp8_product(found_TF: Tensor, weight_OF: Tensor, bias_O: Tensor) -> Tensor:
+    """What `linear` gives, by numbers of 8 bits: [T, O] in bfloat16."""
+    found, found_scales = _scaled(found_TF)
+    weight, weight_scales = _scaled(weight_OF)
+    made: Tensor = torch._scaled_mm(
+        found, weight.t(), scale_a=found_scales, scale_b=weight_scales.t(), bias=bias_O.bfloat16(), out_dtype=torch.bfloat16
+    )
+    return made
+
+
+def _scaled(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    scales = (numbers.float().abs().amax(1, keepdim=True) / _LARGEST).clamp_min(1e-12)
+    return (numbers.float() / scales).to(torch.float8_e4m3fn), scales
+
+
+@contextmanager
+def _in_fp8(shapes: Collection[tuple[int, int]]) -> Iterator[None]:
+    """The encoder's products by weights of these shapes, while the block runs."""
+
+    def product(found_TF: Tensor, weight_OF: Tensor, bias_O: Tensor) -> Tensor:
+        return (fp8_product if tuple(weight_OF.shape) in shapes else linear)(found_TF, weight_OF, bias_O)
+
+    with patch("embedding.model.bert.linear", product):
+        yield
+
+
+def _vectors(model: BenchModel, precision: Precision, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    embedder = Embedder(model.spec(precision), device="cpu", folder=model.folder)
+    return embedder.embed(embedder.tokenize(texts), _BATCH_TOKENS).vectors_RD
+
+
+def _kept(exact_RD: npt.NDArray[np.float32], found_RD: npt.NDArray[np.float32]) -> dict[str, float]:
+    cosines_R = (exact_RD * found_RD).sum(1) / np.linalg.norm(exact_RD, axis=1) / np.linalg.norm(found_RD, axis=1)
+    return {"least": float(cosines_R.min()), "1% below": float(np.quantile(cosines_R, 0.01)), "half below": float(np.median(cosines_R))}
+
+
+def _options(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fp8", description=__doc__)
+    parser.add_argument("corpus", nargs="+", type=Path, help="Parquet files with a column text")
+    parser.add_argument("--model", choices=["minilm", "tiny"], default="minilm", help="tiny is for the tests")
+    parser.add_argument("--rows", type=int, default=2_000, help="texts at most, drawn from all")
+    parser.add_argument("--out", type=Path, help="where the JSON goes")
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    main()
