@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding.corpus.columns import Columns
@@ -175,10 +175,12 @@ def test_a_few_values_of_another_type_decide_nothing(rows: list[dict[str, Any]],
 def test_kept_values_that_are_no_utf8_reject_their_row_in_every_format(tmp_path: Path) -> None:
     """Else the shard would hold what most readers of Parquet refuse to read, and a proof takes for damage."""
     words = pa.array([b"a", b"\xe9t\xe9", b"c", None], pa.binary()).view(pa.string())
+    no_date_of_python = pa.array([10**8] * 4, pa.int32()).cast(pa.date32())
+    far = pa.StructArray.from_arrays([words, no_date_of_python], ["word", "date"])
     nested = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3, 4]), words)
-    table = pa.table({"id": range(4), "text": ["a", "b", "c", "d"], "word": words, "deep": nested})
+    table = pa.table({"id": range(4), "text": ["a", "b", "c", "d"], "word": words, "deep": nested, "far": far})
     source = put_source(str(tmp_path), table_bytes(table), "a.parquet")
-    for kept in (("word",), ("id", "deep"), ("word", "deep")):
+    for kept in (("word",), ("id", "deep"), ("id", "far"), ("word", "deep")):
         read = read_unit(whole(source, 4), Columns("text", kept))
         assert row_faults(read) == {1: f"column {kept[-1] if 'id' in kept else 'word'!r} is not valid UTF-8"}
     assert row_faults(read_unit(whole(source, 4), Columns("text", ("id",)))) == {}
@@ -195,6 +197,7 @@ CUT = st.tuples(OBJECTS, st.integers(0, 20), st.sampled_from(["", "{", "}", '"',
 )
 
 
+@settings(deadline=None)
 @given(st.lists(OBJECTS | CUT, min_size=1, max_size=20))
 def test_a_line_is_judged_as_if_it_were_alone(drawn: list[str]) -> None:
     schema = pa.schema({"id": pa.int64(), "text": pa.string(), "doc": pa.struct({"n": pa.int64()})})
@@ -211,6 +214,7 @@ def test_a_line_is_judged_as_if_it_were_alone(drawn: list[str]) -> None:
             assert row in read.faults
 
 
+@settings(deadline=None)
 @given(st.text('ab",\r\n \0', max_size=40))
 def test_a_record_is_judged_as_the_parser_would(drawn: str) -> None:
     rows, _ = delimited._split(drawn.encode(), last=True, delimiter=b",")
