@@ -192,7 +192,7 @@ class JobConfig(Config):
 
     bad_rows: Annotated[BadRows, _RUN] = Field(
         "reject",
-        description="Rows without text or finite vector: reject lists them, fail fails their unit (and an unreadable file the run).",
+        description="Bad lines, rows without text or finite vector: reject lists them, fail fails their unit (an unreadable file the run).",
     )
     dry_run: Annotated[bool, _RUN, _FLAG] = Field(
         False, description="Tell what would be done, how long it would take and what it would cost, write nothing, and stop."

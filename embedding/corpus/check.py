@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from embedding.corpus.chunks import Chunks
 from embedding.corpus.compare import first_difference, through_parquet
+from embedding.corpus.faults import id_text, row_faults
 from embedding.corpus.findings import CheckedUnit, Finding, Kind, Rules, Sample
 from embedding.corpus.numbers import is_packed, lengths, loaded
 from embedding.corpus.output import rejected_name
 from embedding.corpus.plan import Unit
-from embedding.corpus.reader import UnitRows, read_unit, text_faults
+from embedding.corpus.reader import UnitRows, read_unit
 from embedding.corpus.shard import EMBEDDING, identified, shard_bytes, shard_footer, shard_table, take_rows
 from embedding.corpus.storage import Storage
 from embedding.errors import SourceChangedError, SourceError, first_line
@@ -164,18 +165,20 @@ def _check_footer(unit: Unit, rules: Rules, footer: Mapping[str, Any]) -> None:
 
 def _rejected_rows(unit: Unit, rules: Rules, rows: UnitRows, storage: Storage, *, listed: bool) -> list[int]:
     """The rows of the unit without a vector, counted from its first: those whose text is none, and those the model failed on."""
-    faults = text_faults(rows.text)
+    faults = row_faults(rows)
     found = _read_rejected(unit, storage) if listed else []
     numbers = [row["row_index"] - unit.first_row for row in found]
     ids = rows.copied.column(0) if rules.has_id else None
     for number, row in zip(numbers, found, strict=True):
         where = 0 <= number < unit.num_rows and row["source"] == unit.source.uri
-        if not where or row["id"] != (None if ids is None else str(ids[number].as_py())):
+        if not where or str(row["id"]) != str(id_text(ids, number)):  # earlier lists have None as a word
             raise _WrongError(Kind.WRONG_REJECTED_ROWS, f"{rejected_name(unit.id)} lists row {row['row_index']}, which is not the unit's")
         if row["reason"] not in ([faults[number]] if number in faults else rules.reasons):
             raise _WrongError(Kind.WRONG_REJECTED_ROWS, f"{rejected_name(unit.id)} gives row {row['row_index']} a wrong reason")
     if numbers != sorted(set(numbers)) or not faults.keys() <= set(numbers):
-        raise _WrongError(Kind.WRONG_REJECTED_ROWS, f"{rejected_name(unit.id)} does not list each of {len(faults)} rows without text once")
+        raise _WrongError(
+            Kind.WRONG_REJECTED_ROWS, f"{rejected_name(unit.id)} does not list each of {len(faults)} rows that cannot be embedded once"
+        )
     return numbers
 
 

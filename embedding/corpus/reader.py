@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, BinaryIO, Protocol
 
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from embedding.corpus.columns import Columns, has_column, require_columns, select, text_of
 from embedding.corpus.formats import arrow, delimited, jsonl, parquet
-from embedding.corpus.formats.found import Found, RowError
+from embedding.corpus.formats.found import Found, RowError, Rows
 from embedding.corpus.formats.names import Format
 from embedding.corpus.plan import SourceLayout, Unit, UnreadableSource
 from embedding.corpus.requests import explained, is_of_store, with_retries
@@ -38,8 +38,8 @@ class _FormatModule(Protocol):
     def find(self, stream: pa.NativeFile | BinaryIO, source: Source, columns: Columns) -> Found:
         """What the file holds."""
 
-    def read(self, stream: pa.NativeFile | BinaryIO, unit: Unit, columns: Columns) -> pa.Table:
-        """The unit's rows, in order: the columns that `columns` names, or those that their paths begin with, and perhaps others."""
+    def read(self, stream: pa.NativeFile | BinaryIO, unit: Unit, columns: Columns) -> Rows:
+        """The unit's rows, in order."""
 
 
 _MODULES: dict[Format, _FormatModule] = {
@@ -57,6 +57,8 @@ class UnitRows:
 
     text: pa.LargeStringArray
     copied: pa.Table
+    faults: Mapping[int, str] = field(default_factory=dict)
+    """Rows that the format could not read, counted from the unit's first, with the reason: their text, and what else it may be, is null."""
 
 
 def read_layouts(sources: Sequence[Source], columns: Columns, set_aside: list[UnreadableSource] | None = None) -> Iterator[SourceLayout]:
@@ -155,11 +157,12 @@ def read_unit(unit: Unit, columns: Columns) -> UnitRows:
 
 def _read_unit(unit: Unit, columns: Columns) -> UnitRows:
     with _opened(unit.source, columns.format) as stream:
-        table = _MODULES[columns.format].read(stream, unit, columns)
+        read = _MODULES[columns.format].read(stream, unit, columns)
+        table = read.table
         if table.num_rows != unit.num_rows:
             raise SourceError(f"{unit.source.uri}: rows {unit.first_row} to {unit.first_row + unit.num_rows} hold only {table.num_rows}")
         copied = pa.table({column: select(table, column) for column in columns.copied})
-        rows = UnitRows(text_of(table, columns), copied)
+        rows = UnitRows(text_of(table, columns), copied, read.faults)
     require_unchanged(unit.source)
     return rows
 

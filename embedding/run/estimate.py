@@ -17,10 +17,11 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from embedding.config import JobConfig
+from embedding.corpus.faults import row_faults
 from embedding.corpus.ledger import read_ledger
 from embedding.corpus.output import Output
 from embedding.corpus.plan import Unit, make_unit
-from embedding.corpus.reader import Columns, UnitRows, text_faults
+from embedding.corpus.reader import Columns, UnitRows
 from embedding.corpus.vectors import VectorColumns
 from embedding.model.embedder import Embedder
 from embedding.model.spec import TRUNCATE, LongTexts, ModelSpec
@@ -193,7 +194,7 @@ def _blocks(pending: Sequence[Unit], seed: str) -> list[Unit]:
 
 def _texts(rows: UnitRows) -> list[str | None]:
     """None for rows that would be rejected."""
-    faults = text_faults(rows.text)
+    faults = row_faults(rows)
     return [None if row in faults else text.as_py() for row, text in enumerate(rows.text)]
 
 

@@ -25,6 +25,8 @@ READ_SCHEMA = pa.schema(
 )
 """One row a unit: `rows` is an Arrow stream, null where reading failed with `error`."""
 
+_FAULTS = b"faults"
+
 
 def encode_unit(unit: Unit) -> str:
     """The unit as JSON."""
@@ -51,8 +53,10 @@ def decode_checked(text: str) -> CheckedUnit:
 
 
 def encode_rows(rows: UnitRows) -> pa.Buffer:
-    """The rows as an Arrow stream; the text is the last column, since a copied column may have its name."""
+    """The rows as an Arrow stream; the text is the last column, since a copied column may have its name, and faults are metadata."""
     table = rows.copied.append_column("text", rows.text) if rows.copied.num_columns else pa.table({"text": rows.text})
+    if rows.faults:
+        table = table.replace_schema_metadata({_FAULTS: json.dumps(list(rows.faults.items()))})
     counted = pa.MockOutputStream()  # counts only: a stream that grows as it is written takes up to three times its size
     _write(table, counted)
     buffer = pa.allocate_buffer(counted.size())
@@ -68,8 +72,10 @@ def _write(table: pa.Table, sink: pa.NativeFile) -> None:
 def decode_rows(buffer: pa.Buffer) -> UnitRows:
     """The inverse of `encode_rows`, without copying the buffer."""
     table = pa.ipc.open_stream(buffer).read_all()
+    faults = json.loads((table.schema.metadata or {}).get(_FAULTS, b"[]"))
     text = table.column(table.num_columns - 1)
-    return UnitRows(text.combine_chunks() if text.num_chunks != 1 else text.chunk(0), table.select(range(table.num_columns - 1)))
+    copied = table.select(range(table.num_columns - 1)).replace_schema_metadata(None)
+    return UnitRows(text.combine_chunks() if text.num_chunks != 1 else text.chunk(0), copied, dict(faults))
 
 
 def read_result(unit: str, rows: pa.Buffer | None, error: str | None, started: float) -> pa.Table:

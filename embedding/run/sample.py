@@ -14,8 +14,9 @@ from typing import Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from embedding.corpus.faults import row_faults
 from embedding.corpus.plan import SourceLayout, Unit, make_unit
-from embedding.corpus.reader import Columns, UnitRows, read_unit, text_faults
+from embedding.corpus.reader import Columns, UnitRows, read_unit
 from embedding.errors import SourceError, StorageError
 from embedding.model.spec import LongTexts, ModelSpec
 
@@ -81,7 +82,7 @@ def read_in_time(places: Sequence[Unit], columns: Columns) -> tuple[dict[int, Un
 
 def embeddable_texts(rows: UnitRows) -> pa.ChunkedArray:
     """The texts of those rows that can be embedded."""
-    return rows.text.take(np.delete(np.arange(len(rows.text)), list(text_faults(rows.text))))
+    return rows.text.take(np.delete(np.arange(len(rows.text)), list(row_faults(rows))))
 
 
 def spread_blocks(layouts: Sequence[SourceLayout], *, blocks: int, block_rows: int, block_bytes: int, limit_rows: int | None) -> list[Unit]:

@@ -19,11 +19,12 @@ import numpy as np
 import pyarrow as pa
 
 from embedding.config import OutputDtype
+from embedding.corpus.faults import id_text, row_faults
 from embedding.corpus.ledger import CommitRecord, parquet_bytes, records_to_table
 from embedding.corpus.numbers import LARGEST_HALF
 from embedding.corpus.output import Output, rejected_name
 from embedding.corpus.plan import Unit
-from embedding.corpus.reader import Columns, UnitRows, read_unit, text_faults
+from embedding.corpus.reader import Columns, UnitRows, read_unit
 from embedding.corpus.shard import EMBEDDING, NOT_FINITE, identified, shard_bytes, shard_table, too_long
 from embedding.corpus.vectors import Calibration, VectorColumns
 from embedding.errors import AccessError, BadRowsError, EmbeddingJobError, StorageFullError
@@ -192,7 +193,7 @@ class EmbeddingWorker:
     def _commit(self, unit: Unit, rows: UnitRows) -> CommitRecord:
         """read rows -> texts -> pieces -> vectors -> rows of the shard -> put; the put is the commit."""
         started = time.perf_counter()
-        faults = text_faults(rows.text)
+        faults = row_faults(rows)
         self._require_none(unit, faults)
         good = np.delete(np.arange(unit.num_rows), list(faults))
         pieces = self._windows((rows.text.take(good) if faults else rows.text).to_pylist())
@@ -243,7 +244,7 @@ def rejected_table(unit: Unit, ids: pa.ChunkedArray | None, faults: dict[int, st
         {
             "source": pa.repeat(unit.source.uri, len(rows)),
             "row_index": rows + unit.first_row,
-            "id": pa.array([None if ids is None else str(ids[row].as_py()) for row in rows.tolist()], pa.string()),
+            "id": pa.array([id_text(ids, row) for row in rows.tolist()], pa.string()),
             "reason": [faults[row] for row in rows.tolist()],
         }
     )

@@ -14,11 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedding.corpus.ledger import Ledger
+from embedding.corpus.ledger import Ledger, parquet_bytes
+from embedding.corpus.output import rejected_name
 from embedding.corpus.storage import Storage
 from embedding.run.report import publish
 from embedding.run.report.publish import make_report, write_report
 from embedding.run.summary import Summary
+from embedding.run.worker import rejected_table
 from tests.run.conftest import Embed
 from tests.support import corpora, outputs
 from tests.support.made_output import SETTINGS, MadeOutput, empty_output, made_output
@@ -96,6 +98,22 @@ def test_the_figures_are_those_of_the_records(tmp_path: Path) -> None:
     assert run[:4] == ["complete", "605", "5", f"{made.summary.tokens:,}"]
     assert page.rows("Settings")["model"] == ["some/model"]
     assert page.rows("Settings")["fingerprint"] == [SETTINGS.fingerprint]
+
+
+def test_each_reason_has_its_own_first_row(tmp_path: Path) -> None:
+    made = empty_output(str(tmp_path / "out"))
+    unit = made.add(np.eye(4, dtype=np.float32), {"id": list("abcd")}, rejected=24)
+    widths = {row: f"the row has {row} values, the header 2" for row in range(7, 28)}
+    listed = rejected_table(unit, None, {4: "text is null", **dict.fromkeys((5, 6), "the row has 1 value, the header 2"), **widths})
+    made.output.storage.put(rejected_name(unit.id), parquet_bytes(listed))
+    reasons = Page(html_of(made.close())).rows("Rejected rows by reason")
+    first = {reason: (int(rows), int(row.rpartition(" ")[2])) for reason, (rows, row) in reasons.items()}
+    assert list(first.items())[:3] == [
+        ("the row has 1 value, the header 2", (2, 5)),
+        ("text is null", (1, 4)),
+        ("the row has 7 values, the header 2", (1, 7)),
+    ]
+    assert len(first) == 20  # of 23: a file of another kind may give one for each width of its rows
 
 
 def test_the_page_stands_alone_and_is_the_same_each_time(tmp_path: Path) -> None:

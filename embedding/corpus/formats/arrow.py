@@ -9,7 +9,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from embedding.corpus.columns import Columns, require_storable
-from embedding.corpus.formats.found import START, Found, require_possible
+from embedding.corpus.formats.found import START, Found, Rows, require_possible
 from embedding.corpus.plan import Unit
 from embedding.corpus.sources import Source
 
@@ -38,7 +38,7 @@ def find(stream: pa.NativeFile | BinaryIO, source: Source, columns: Columns) -> 
     return Found(schema, rows, tuple((first, index) for index, first in enumerate(accumulate(rows[:-1], initial=0))))
 
 
-def read(stream: pa.NativeFile | BinaryIO, unit: Unit, columns: Columns) -> pa.Table:
+def read(stream: pa.NativeFile | BinaryIO, unit: Unit, columns: Columns) -> Rows:
     """The unit's rows; every value is checked, since Arrow itself takes what such a file says for granted."""
     if _is_file(stream):
         wanted = _wanted(pa.ipc.open_file(stream).schema, columns)
@@ -56,7 +56,7 @@ def read(stream: pa.NativeFile | BinaryIO, unit: Unit, columns: Columns) -> pa.T
         position += batch.num_rows
         if position >= unit.first_row + unit.num_rows:
             break
-    return pa.Table.from_batches(found)
+    return Rows(pa.Table.from_batches(found))
 
 
 def _wanted(schema: pa.Schema, columns: Columns) -> list[int]:

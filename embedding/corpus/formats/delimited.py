@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.csv
 
 from embedding.corpus.columns import Columns
-from embedding.corpus.formats.found import Found, RowError
-from embedding.corpus.formats.lines import Split, first_bad, read_head, rows_of, scan
+from embedding.corpus.formats.found import Found, Rows, joined
+from embedding.corpus.formats.lines import Split, places_of, read_head, rows_of, scan
 from embedding.corpus.formats.names import Format
 from embedding.corpus.plan import Unit
 from embedding.corpus.sources import Source
@@ -39,22 +39,21 @@ def find(stream: pa.NativeFile | BinaryIO, source: Source, columns: Columns) -> 
     return Found(pa.schema([(name, pa.string()) for name in names]), (scanned.rows,) if scanned.rows else (), scanned.marks)
 
 
-def read(stream: pa.NativeFile | BinaryIO, unit: Unit, columns: Columns) -> pa.Table:
+def read(stream: pa.NativeFile | BinaryIO, unit: Unit, columns: Columns) -> Rows:
     """The unit's rows; a value of nothing, not even quotes, is null.
 
-    Raises:
-        RowError: a row has another number of values than the header.
+    A row with another number of values than the header has a fault, and is null: which value is which, nobody knows.
     """
     delimiter = _DELIMITERS[columns.format]
     split = _splitter(delimiter)
     names = _names(read_head(stream, unit.source, split, 1)[0], delimiter) if unit.near[0] != _HEADER else []
-    tables = [pa.schema([(column, pa.string()) for column in columns.all]).empty_table()]
+    parts = []
     for row, found in rows_of(stream, unit, split):
         if row == _HEADER:
             names = _names(found[0], delimiter)
         else:
-            tables.append(_table(found, names, columns.all, delimiter, row))
-    return pa.concat_tables(tables)
+            parts.append(_rows(found, names, columns.all, delimiter))
+    return joined(parts, pa.schema([(column, pa.string()) for column in columns.all]))
 
 
 def _splitter(delimiter: bytes) -> Split:
@@ -104,18 +103,26 @@ def _names(header: bytes, delimiter: bytes) -> list[str]:
     return [str(name) for name in names]
 
 
-def _table(rows: Sequence[bytes], names: Sequence[str], wanted: Sequence[str], delimiter: bytes, first: int) -> pa.Table:
+def _rows(rows: Sequence[bytes], names: Sequence[str], wanted: Sequence[str], delimiter: bytes) -> Rows:
     parse = partial(_parsed, names=names, wanted=wanted, delimiter=delimiter)
     try:
-        return parse(rows)
+        return Rows(parse(rows))
     except ValueError:
-        bad = first_bad(rows, parse)
-        options = pyarrow.csv.ParseOptions(delimiter=delimiter.decode(), newlines_in_values=True)
-        without_names = pyarrow.csv.ReadOptions(use_threads=False, autogenerate_column_names=True, block_size=len(rows[bad]) + 2)
-        values = pyarrow.csv.read_csv(pa.BufferReader(rows[bad] + b"\n"), without_names, options).num_columns
-        if values == len(names):
-            raise RowError(f"row {first + bad} is not one row to the parser") from None
-        raise RowError(f"row {first + bad} has {values} values, the header {len(names)}") from None
+        widths = [_width(row, delimiter) for row in rows]
+    faults = {row: _fault(width, len(names)) for row, width in enumerate(widths) if width != len(names)}
+    good = [row for row in range(len(rows)) if row not in faults]
+    table = parse([rows[row] for row in good]) if good else pa.schema([(column, pa.string()) for column in wanted]).empty_table()
+    return Rows(table.take(places_of(good, len(rows))), faults)
+
+
+def _fault(width: int, right: int) -> str:
+    return f"the row has {width} value{'s' if width != 1 else ''}, the header {right}"
+
+
+def _width(row: bytes, delimiter: bytes) -> int:
+    """How many values a row has to the parser, as a test over many odd rows makes sure."""
+    quoted = rb'(^|%b)"[^"]*(?:""[^"]*)*"' % delimiter
+    return (re.sub(quoted, rb"\1", row) if b'"' in row else row).count(delimiter) + 1
 
 
 def _parsed(rows: Sequence[bytes], names: Sequence[str], wanted: Sequence[str], delimiter: bytes) -> pa.Table:

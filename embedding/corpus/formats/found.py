@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -23,8 +24,29 @@ class Found:
     """Ascending (row, place): a reader of a later row may begin there. What a place is, the format knows."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows as their format reads them."""
+
+    table: pa.Table
+    """The columns that were asked for, or those that their paths begin with, and perhaps others."""
+    faults: dict[int, str] = field(default_factory=dict)
+    """What is wrong with those rows of the table that are none, counted from its first: null but for what can be read of them."""
+
+
+def joined(parts: Iterable[Rows], schema: pa.Schema) -> Rows:
+    """The rows of all parts, whose columns are those of the schema."""
+    tables, rows = [schema.empty_table()], 0
+    faults: dict[int, str] = {}
+    for part in parts:
+        tables.append(part.table)
+        faults |= {rows + row: reason for row, reason in part.faults.items()}
+        rows += part.table.num_rows
+    return Rows(pa.concat_tables(tables), faults)
+
+
 class RowError(ValueError):
-    """What is wrong with one row; the sentence says which one, and is to follow the file's name."""
+    """From which row on a file is no rows any more; the sentence is to follow the file's name."""
 
 
 def require_possible(rows: tuple[int, ...], size: int) -> None:

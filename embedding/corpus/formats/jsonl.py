@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
 from embedding.corpus.columns import Columns, require_columns, require_storable
-from embedding.corpus.formats.found import Found, RowError
-from embedding.corpus.formats.lines import first_bad, read_head, rows_of, scan
+from embedding.corpus.formats.found import Found, Rows, joined
+from embedding.corpus.formats.lines import bad_rows, places_of, read_head, rows_of, scan
 from embedding.corpus.plan import Unit
 from embedding.corpus.sources import Source
 from embedding.errors import CorpusError
 
 _BLANK = b" \t\r\n"
-_REASON_CHARS = 200
-"""Arrow quotes the value that it cannot read."""
+_TYPE_CHARS = 100
+"""Structs have long names."""
+_NEARLY_ALL = 0.9
+_TOO_LARGE = 2**63
 _NO_JSON = (ValueError, RecursionError)
 _NO_TYPE = (pa.ArrowException, ValueError, TypeError, OverflowError)
 """Of pyarrow about values that have no type in common."""
@@ -38,15 +42,13 @@ def find(stream: pa.NativeFile | BinaryIO, source: Source, _columns: Columns) ->
     return Found(_schema_of(_objects(scanned.head)), (scanned.rows,), scanned.marks)
 
 
-def read(stream: pa.NativeFile | BinaryIO, unit: Unit, columns: Columns) -> pa.Table:
+def read(stream: pa.NativeFile | BinaryIO, unit: Unit, columns: Columns) -> Rows:
     """The unit's rows; a key that a line lacks is null.
 
-    Raises:
-        RowError: a line is no JSON object, or a value is not of its column's type.
+    A line that is no JSON object, or has a value that is not of its column's type, is a row with a fault, and what can be read of it.
     """
     assert columns.schema is not None
-    pieces = [_table(lines, columns.schema, row) for row, lines in rows_of(stream, unit, _split)]
-    return pa.concat_tables([columns.schema.empty_table(), *pieces])
+    return joined((_rows(lines, columns.schema) for _, lines in rows_of(stream, unit, _split)), columns.schema)
 
 
 def first_objects(stream: pa.NativeFile | BinaryIO, source: Source) -> list[dict[str, Any]]:
@@ -60,10 +62,10 @@ def first_objects(stream: pa.NativeFile | BinaryIO, source: Source) -> list[dict
 
 
 def with_types(columns: Columns, rows: Sequence[Mapping[str, Any]], uri: str) -> Columns:
-    """The columns with the types that these rows show, texts as strings.
+    """The columns with the types that these rows show, or nearly all of them, texts as strings.
 
     Raises:
-        CorpusError: a column is in none of the rows, or its values have no type in common.
+        CorpusError: a column is in none of the rows, or too many of its values are of another type than the others.
     """
     columns = replace(columns, schema=None)
     schema = _schema_of(rows)
@@ -71,7 +73,7 @@ def with_types(columns: Columns, rows: Sequence[Mapping[str, Any]], uri: str) ->
     types: dict[str, Any] = {}
     for column in columns.all:
         path = [column] if column in schema.names else column.split(".")
-        kind = pa.string() if column in columns.texts else _type_of(_values(rows, path))
+        kind = pa.string() if column in columns.texts else _type_of_most(_values(rows, path))
         if kind is None:
             raise CorpusError(f"{uri}: column {column!r} has values that are of no one type; mend them, or leave it out")
         _put(types, path, type_to_json(kind))
@@ -121,8 +123,10 @@ def _split(data: bytes, *, last: bool) -> tuple[list[bytes], int]:
     return [line for line in data[:end].split(b"\n") if line.strip(_BLANK)], end
 
 
-def _objects(lines: Iterable[bytes]) -> list[dict[str, Any]]:
-    """Those lines that are objects; the others fail their units, if there is one at all."""
+def _objects(lines: Sequence[bytes]) -> list[dict[str, Any]]:
+    """Those lines that are objects; the others are rejected rows, if there is one at all."""
+    if lines[0].strip(_BLANK) == b"[":  # its last row alone would be an object, all others end with a comma
+        raise ValueError("it is one JSON array; write one object a line")
     found: list[dict[str, Any]] = []
     first = ""
     for line in lines:
@@ -140,7 +144,7 @@ def _objects(lines: Iterable[bytes]) -> list[dict[str, Any]]:
 
 
 def _schema_of(rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
-    """Types of all keys; string where the values are of no one type, so that their units fail, where they are read at all."""
+    """Types of all keys; string where the values are of no one type, so that their rows are faults, where they are read at all."""
     names = dict.fromkeys(name for row in rows for name in row)
     kinds = {name: _type_of([row.get(name) for row in rows]) for name in names}
     return pa.schema([(name, pa.string() if kind is None else kind) for name, kind in kinds.items()])
@@ -156,6 +160,30 @@ def _type_of(values: Sequence[Any]) -> pa.DataType | None:
         return None
 
 
+def _type_of_most(values: Sequence[Any]) -> pa.DataType | None:
+    """As `_type_of`, but without the few that are not like the others, and of a struct, each field so: their rows will be rejected.
+
+    None where they are not few: whichever type was taken, a great part of the corpus would not be of it.
+    """
+    there = [value for value in values if value is not None]
+    if (kind := _type_of(there)) is not None and not pa.types.is_struct(kind):
+        return kind
+    [(most, count)] = Counter(map(_kind_of, there)).most_common(1)
+    if count < _NEARLY_ALL * len(there):
+        return None
+    alike = [value for value in there if _kind_of(value) == most]
+    if most is not dict:
+        return _type_of(alike)
+    kinds = {name: _type_of_most([value.get(name) for value in alike]) for name in dict.fromkeys(name for value in alike for name in value)}
+    return None if any(kind is None for kind in kinds.values()) else pa.struct(list(kinds.items()))
+
+
+def _kind_of(value: Any) -> object:
+    """What JSON calls its type, but whole numbers that no column of numbers holds are of their own."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return ("number", isinstance(value, int) and abs(value) >= _TOO_LARGE) if is_number else type(value)
+
+
 def _values(rows: Sequence[Mapping[str, Any]], path: Sequence[str]) -> list[Any]:
     values: list[Any] = list(rows)
     for name in path:
@@ -163,12 +191,40 @@ def _values(rows: Sequence[Mapping[str, Any]], path: Sequence[str]) -> list[Any]
     return values
 
 
-def _table(lines: Sequence[bytes], schema: pa.Schema, first: int) -> pa.Table:
+def _rows(lines: Sequence[bytes], schema: pa.Schema) -> Rows:
     try:
-        return _parsed(lines, schema)
+        return Rows(_parsed(lines, schema))
     except ValueError:
-        bad = first_bad(lines, partial(_parsed, schema=schema))
-        raise RowError(f"row {first + bad}: {_fault(lines[bad], schema)}") from None
+        bad = bad_rows(lines, partial(_parsed, schema=schema))
+    rest = _salvaged([lines[row] for row in bad], schema)
+    good = np.delete(np.arange(len(lines)), bad).tolist()
+    tables = [_parsed([lines[row] for row in good], schema)] if good else []
+    table = pa.concat_tables([*tables, rest.table]).take(np.argsort([*good, *bad]))
+    return Rows(table, {bad[row]: reason for row, reason in rest.faults.items()})
+
+
+def _salvaged(lines: Sequence[bytes], schema: pa.Schema) -> Rows:
+    """Lines that cannot be read, with those of their columns that can: one may be the id."""
+    faults = dict.fromkeys(bad_rows(lines, partial(_parsed, schema=pa.schema([]))), "the line is no JSON object")
+    objects = [row for row in range(len(lines)) if row not in faults]
+    columns = []
+    for field in schema:
+        values, wrong = _column([lines[row] for row in objects], pa.schema([field]))
+        reason = f"column {field.name!r} is not {str(field.type)[:_TYPE_CHARS]} as at the beginning of the corpus"
+        for place in wrong:
+            faults.setdefault(objects[place], reason)
+        columns.append(values.take(places_of(objects, len(lines))))
+    for row in objects:
+        faults.setdefault(row, "the line cannot be read with all of its columns")
+    return Rows(pa.table(columns, schema=schema), faults)
+
+
+def _column(lines: Sequence[bytes], schema: pa.Schema) -> tuple[pa.ChunkedArray, list[int]]:
+    """The values of the one column, and the lines whose value is not of its type: null there."""
+    wrong = bad_rows(lines, partial(_parsed, schema=schema))
+    good = np.delete(np.arange(len(lines)), wrong).tolist()
+    table = _parsed([lines[row] for row in good], schema) if good else schema.empty_table()
+    return table.column(0).take(places_of(good, len(lines))), wrong
 
 
 def _parsed(lines: Sequence[bytes], schema: pa.Schema) -> pa.Table:
@@ -192,21 +248,3 @@ def _parsed(lines: Sequence[bytes], schema: pa.Schema) -> pa.Table:
     if table.num_rows != len(lines):
         raise ValueError("it is more than one JSON object")
     return table
-
-
-def _fault(line: bytes, schema: pa.Schema) -> str:
-    """What is wrong with a line: its JSON, else a column."""
-    try:
-        _parsed([line], pa.schema([]))
-    except ValueError as error:
-        return f"no JSON object ({_first_line(error)})"
-    for field in schema:
-        try:
-            _parsed([line], pa.schema([field]))
-        except ValueError as error:
-            return f"column {field.name!r} is not {field.type} as at the beginning of the corpus ({_first_line(error)})"
-    return "it cannot be read"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].removeprefix("JSON parse error: ").removesuffix(" in row 0").removesuffix(".")[:_REASON_CHARS]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedding.corpus.columns import Columns, paths_of
-from embedding.corpus.formats.found import Found, require_possible
+from embedding.corpus.formats.found import Found, Rows, require_possible
 from embedding.corpus.plan import Unit
 from embedding.corpus.sources import Source
 
@@ -34,13 +34,13 @@ def find_in(end: bytes, source: Source) -> Found | None:
         return None
 
 
-def read(stream: pa.NativeFile | BinaryIO, unit: Unit, columns: Columns) -> pa.Table:
+def read(stream: pa.NativeFile | BinaryIO, unit: Unit, columns: Columns) -> Rows:
     """The unit's rows.
 
     Only the row groups that the unit overlaps are touched, and they are decoded as a stream, so that a unit in the middle of
     a huge row group costs memory for its own rows only.
     """
-    return _read_rows(_open(stream, unit.source), unit.first_row, unit.num_rows, columns.all)
+    return Rows(_read_rows(_open(stream, unit.source), unit.first_row, unit.num_rows, columns.all))
 
 
 def _open(stream: pa.NativeFile | BinaryIO, source: Source) -> pq.ParquetFile:

@@ -19,6 +19,7 @@ _POINTS = 1000
 _WORKERS = 16
 """Workers that are drawn: the first and last ones by tokens, where there are more."""
 _FAILURES = 10
+_REASONS = 20
 
 
 def page_of(found: Findings) -> Page:
@@ -195,7 +196,8 @@ def _texts(found: Findings, rows: int, rejected: int) -> Section:
                 f"{times:,}",
                 f"{file_name(str(row['source']))} row {row['row_index']:,}" + (f", id {row['id']}" if row["id"] is not None else ""),
             )
-            for (reason, times), row in zip(rejections.reasons.items(), rejections.examples.values(), strict=True)
+            for reason, times in list(rejections.reasons.items())[:_REASONS]
+            for row in [rejections.examples[reason]]
         ]
         listed = f"All are listed in _control/rejected.{scope}"
         blocks.append(Item("Rejected rows by reason", listed, Numbers(("Reason", "Rows", "The first of them"), examples, ("Rows",))))
