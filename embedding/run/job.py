@@ -234,7 +234,8 @@ def _plan(config: JobConfig, output: Output, corpus: _Corpus, model: ModelSpec, 
         loss = f"{len(stale)} finished shards of {output.url} would be removed"
         raise ConfigError(f"{cause}, so {loss}; say --yes to allow it, or choose another --output")
     log.info("%d units of up to %d rows: %d done, %d to do", len(units), unit_rows, len(done), len(pending))
-    summary = Summary.planned(output=output.url, run=run_id, done=done, pending=pending, unreadable=corpus.unreadable)
+    counts = {"int8_numbers": sum(model.columns) if settings.calibration else 0}
+    summary = Summary.planned(output=output.url, run=run_id, done=done, pending=pending, unreadable=corpus.unreadable, **counts)
     return _Plan(corpus.columns, model, settings, units, pending, stale, summary)
 
 
@@ -285,7 +286,7 @@ def _embed(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lea
     log.info("starting workers: %s", placement)
     if placement.fitting < placement.min_workers:
         log.warning("the cluster has room for %d of %d workers now; waiting for nodes to join", placement.fitting, placement.min_workers)
-    summary, notes = plan.summary, set[str]()
+    summary, notes = plan.summary, {""}
     ledger, metrics = Ledger(output.storage, summary.run), Metrics(output.url, summary.run)
     outlook, in_flight = Outlook(plan.units, plan.pending), InFlight()
     try:
@@ -297,9 +298,9 @@ def _embed(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lea
                 summary.add(record)
                 outlook.add(record, now := time.monotonic())
                 metrics.update(record, summary, outlook, now)
-                if record.note and record.note not in notes:
-                    notes.add(record.note)
-                    log.warning("%s", record.note)
+                for note in {record.note, summary.warning} - notes:
+                    notes.add(note)
+                    log.warning("%s", note)
                 progress.update()
     except BaseException:
         with _failing_quietly():

@@ -14,6 +14,8 @@ from embedding.run.report.measures import WorkerTime
 from embedding.run.report.page import Findings, Item, Numbers, Page, Section
 from embedding.run.report.vectors import collapse
 from embedding.run.report.wording import Named, classify_rows, count, duration, file_name, name_rows, said, share, short_number
+from embedding.run.settings import vectors_of_output
+from embedding.run.summary import CLIPPED_SHARE, clipped
 
 _POINTS = 1000
 _WORKERS = 16
@@ -60,6 +62,9 @@ def _warnings(found: Findings) -> list[str]:
         )
     if padding > 0.1 * (tokens + padding):
         warnings.append(f"{share(padding, tokens + padding)} of the computed tokens were padding.")
+    outside, numbers = _clipped(found)
+    if outside > CLIPPED_SHARE * numbers:
+        warnings.append(f"{clipped(share(outside, numbers))}.")
     missing = found.shards - table.num_rows
     if missing > 0:
         warnings.append(
@@ -68,6 +73,14 @@ def _warnings(found: Findings) -> list[str]:
     if sample.unread:
         warnings.append(f"{count(len(sample.unread), 'shard')} of the sample could not be read: {sample.unread[0]}")
     return [*warnings, *(note for note in dict.fromkeys(table["note"].unique().to_pylist()[:5]) if note)]
+
+
+def _clipped(found: Findings) -> tuple[int, int]:
+    """Numbers that the ranges of int8 do not hold, and all numbers that are stored so."""
+    columns = vectors_of_output(found.settings)
+    rows, rejected, chunks = (measures.total(found.records.table, name) for name in ("rows", "rejected", "chunks"))
+    numbers = sum(columns.dimensions) * (chunks or rows - rejected) if columns.calibration else 0
+    return measures.total(found.records.table, "clipped"), numbers
 
 
 def _speed(found: Findings) -> list[Section]:
@@ -245,6 +258,9 @@ def _vectors(found: Findings) -> list[Section]:
         ("Mean cosine of two different ones", f"{facts.mean_cosine:.3f}"),
         ("Effective dimensions", f"{facts.effective_dimensions:.0f} of {min(facts.dimensions, max(1, facts.distinct - 1))}"),
     ]
+    outside, stored = _clipped(found)
+    if stored:
+        numbers.append(("Clipped to the ranges of int8, of all numbers", share(outside, stored)))
     healthy = "No sign of collapse." if not collapse(facts, scanned=sample.scanned, repeats=sample.repeats) else "See the warnings above."
     items.append(Item("Health", healthy, Numbers(("Measure", "Value"), numbers, ("Value",))))
     near = [
