@@ -203,6 +203,20 @@ def test_clipped_numbers_are_shown_and_warned_of(tmp_path: Path) -> None:
     assert shown(steps) == (["1.1%"], True)
 
 
+def test_a_file_that_could_not_be_read_is_no_unit(tmp_path: Path) -> None:
+    """Nobody knows its rows."""
+    made = made_output(str(tmp_path / "out"))
+    made.summary.status, made.summary.files_failed = "failed units", 1
+    made.summary.failures.append({"unit": None, "source": "file:///a.parquet", "first_row": None, "rows": None, "reason": "0 bytes"})
+    html = html_of(made)
+    assert "</b> 1 source file could not be read.</h1>" in html
+    assert Page(html).tables["Unreadable source files"][1] == ["a.parquet", "", "", "0 bytes"]
+    made.summary.units_failed, made.summary.rows_failed = 2, 30
+    html = html_of(made)
+    assert "</b> 2 units with 30 rows failed and 1 source file could not be read.</h1>" in html
+    assert "Failed units and unreadable source files" in Page(html).tables
+
+
 def test_a_long_ledger_is_read_to_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = made_output(str(tmp_path / "out"))
     for number in range(3):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from embedding.run.report.page import Findings, Item, Numbers, Page, Section
 from embedding.run.report.vectors import collapse
 from embedding.run.report.wording import Named, classify_rows, count, duration, file_name, name_rows, said, share, short_number
 from embedding.run.settings import vectors_of_output
-from embedding.run.summary import CLIPPED_SHARE, clipped
+from embedding.run.summary import CLIPPED_SHARE, Summary, clipped
 
 _POINTS = 1000
 _WORKERS = 16
@@ -30,7 +30,6 @@ def page_of(found: Findings) -> Page:
     corpus = summary.rows_in + summary.rows_skipped + summary.rows_failed + summary.rows_pending
     tokens = measures.total(table, "tokens")
     good = summary.status == "complete"
-    failed = f"{count(summary.units_failed, 'unit')} with {count(summary.rows_failed, 'row')} failed."
     tiles = [
         ("Rows with a vector", f"{rows - rejected:,}", f"of {corpus:,} in the corpus"),
         ("Rejected", f"{rejected:,}", f"{share(rejected, corpus)} of the corpus"),
@@ -44,11 +43,18 @@ def page_of(found: Findings) -> Page:
         title=f"{summary.output}: {summary.status}",
         good=good,
         verdict="Complete." if good else "Not complete.",
-        sentence=f"{count(rows - rejected, 'row')} of {corpus:,} have a vector, {rejected:,} are rejected." if good else failed,
+        sentence=f"{count(rows - rejected, 'row')} of {corpus:,} have a vector, {rejected:,} are rejected." if good else _failed(summary),
         tiles=tiles,
         warnings=_warnings(found),
         sections=sections,
     )
+
+
+def _failed(summary: Summary) -> str:
+    """What a run that is not complete lacks."""
+    units = f"{count(summary.units_failed, 'unit')} with {count(summary.rows_failed, 'row')} failed"
+    files = f"{count(summary.files_failed, 'source file')} could not be read"
+    return " and ".join([units] * (summary.units_failed > 0) + [files] * (summary.files_failed > 0)) + "."
 
 
 def _warnings(found: Findings) -> list[str]:
@@ -213,11 +219,19 @@ def _texts(found: Findings, rows: int, rejected: int) -> Section:
         listed = f"All are listed in _control/rejected.{scope}"
         blocks.append(Item("Rejected rows by reason", listed, Numbers(("Reason", "Rows", "The first of them"), examples, ("Rows",))))
     if failures := found.summary.failures:
-        rows_failed = [(file_name(str(unit["source"])), unit["first_row"], unit["rows"], unit["reason"]) for unit in failures[:_FAILURES]]
-        reading = f"{count(len(failures), 'unit')}; the same command again tries them again. summary.json lists them all."
-        blocks.append(Item("Failed units", reading, Numbers(("Source", "First row", "Rows", "Reason"), rows_failed, ("First row", "Rows"))))
+        blocks.append(_failures(found.summary, failures[:_FAILURES]))
     lead = f"{count(rows, 'row')} of {count(table.num_rows, 'shard')}, all runs of this output together."
     return Section("Texts", lead, items, blocks=blocks)
+
+
+def _failures(summary: Summary, shown: Sequence[Mapping[str, object]]) -> Item:
+    """Units, and files that could not be read, of which nobody knows the rows."""
+    titles = ["failed units"] * (summary.units_failed > 0) + ["unreadable source files"] * (summary.files_failed > 0)
+    cells = [["" if unit[key] is None else unit[key] for key in ("first_row", "rows", "reason")] for unit in shown]
+    rows = [(file_name(str(unit["source"])), *facts) for unit, facts in zip(shown, cells, strict=True)]
+    reading = f"{_failed(summary)} The same command again tries again; summary.json lists all."
+    table = Numbers(("Source", "First row", "Rows", "Reason"), rows, ("First row", "Rows"))
+    return Item(" and ".join(titles).capitalize(), reading, table)
 
 
 def _vectors(found: Findings) -> list[Section]:
