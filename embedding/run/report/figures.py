@@ -103,7 +103,9 @@ def lengths_svg(counts: npt.NDArray[np.int64], truncated: int, max_tokens: int) 
         axes.annotate(label, (limit, 1), left, xycoords=place, textcoords="offset points", ha="right", va="top", color=_COLOURS["ink"])
         marks = [edge for edge in range(first, last + 2) if edge in (1, 2, 4) or (edge >= 8 and edge % 4 == 0)]
         axes.set_xticks(marks, [short_number(float(LENGTH_EDGES[mark])) for mark in marks])
-        axes.set(xlabel="tokens of a row (logarithmic)", xlim=(first - 0.2, last + 1.2))
+        axes.set(
+            xlabel="tokens of a row (logarithmic)", xlim=(first - 0.2, last + 1.2), ylim=(0, 1.12 * max(1, int(shown.max())))
+        )  # room for the label
         axes.yaxis.set_major_formatter(FuncFormatter(short_number))
         return _svg(drawing)
 
