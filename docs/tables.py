@@ -1,4 +1,4 @@
-"""The tables of README that say what the code says: `python docs/tables.py` writes them, tests/test_docs.py compares them.
+"""The tables of README and options.md that say what the code says: this module, run, writes them; tests/test_docs.py compares them.
 
 Each stands between two comments that bear its name, `<!-- options: ... -->` and `<!-- /options -->`.
 """
@@ -21,6 +21,7 @@ from embedding.config import JobConfig
 from embedding.run.proof.config import VerifyConfig
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+OPTIONS = README.parent / "docs" / "options.md"
 
 
 def option_table(kind: type[BaseModel] = JobConfig) -> str:
@@ -42,19 +43,20 @@ def exit_code_table() -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "options": option_table,
-    "proof options": partial(option_table, VerifyConfig),
-    "exit codes": exit_code_table,
+TABLES: dict[Path, dict[str, Callable[[], str]]] = {
+    README: {"exit codes": exit_code_table},
+    OPTIONS: {"options": option_table, "proof options": partial(option_table, VerifyConfig)},
 }
+"""By page and by the name that the comments bear."""
 
 
-def with_tables(text: str) -> str:
-    """The text with each table as it should be."""
-    for name, table in TABLES.items():
+def with_tables(page: Path) -> str:
+    """The text of a page with each table as it should be."""
+    text = page.read_text()
+    for name, table in TABLES[page].items():
         pattern = rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)"
         text, count = re.subn(pattern, lambda match: match[1] + table() + "\n" + match[2], text, flags=re.DOTALL)  # noqa: B023
-        assert count == 1, f"README has {count} places for the table {name!r}"
+        assert count == 1, f"{page.name} has {count} places for the table {name!r}"
     return text
 
 
@@ -80,4 +82,5 @@ def _exit_codes() -> Iterator[tuple[errors.ExitCode, str]]:
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text()))
+    for each in TABLES:
+        each.write_text(with_tables(each))

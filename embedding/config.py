@@ -1,7 +1,7 @@
 """The one configuration of a job: validated, frozen, fed by the command line, a YAML file or the environment.
 
 Each field is an option: `batch_tokens` is `--batch-tokens`, the key `batch_tokens` of a `--config` file and the variable
-`EMBED_BATCH_TOKENS`. Its description is the option's help text and the option table of README.
+`EMBED_BATCH_TOKENS`. Its description is the option's help text and the option table of docs/options.md.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import embedding
-from docs.tables import README, with_tables
+from docs.tables import OPTIONS, README, TABLES, with_tables
 from embedding.config import JobConfig, Pooling
 from embedding.run.cli import parse
 from embedding.run.proof.cli import parse as parse_proof
@@ -33,6 +33,7 @@ REPOSITORY = README.parent
 ARCHITECTURE, MODELS = REPOSITORY / "docs" / "architecture.md", REPOSITORY / "docs" / "models.md"
 PAGES = [README, REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 RECIPES, GUIDE = REPOSITORY / "docs" / "recipes.md", REPOSITORY / "docs" / "guide.md"
+TROUBLES = REPOSITORY / "docs" / "troubleshooting.md"
 SCRIPT = "jobs/embed_corpus.py"
 RAY = Path(sys.executable).with_name("ray")
 
@@ -209,8 +210,16 @@ def test_every_block_is_of_a_kind_that_is_checked() -> None:
     assert {block.language for block in BLOCKS} <= {"bash", "python", "yaml", "text"}
 
 
-def test_tables_are_those_of_the_code() -> None:
-    assert README.read_text() == with_tables(README.read_text()), "run python docs/tables.py"
+@pytest.mark.parametrize("page", TABLES, ids=lambda page: page.name)
+def test_tables_are_those_of_the_code(page: Path) -> None:
+    assert page.read_text() == with_tables(page), "run python docs/tables.py"
+
+
+def test_the_main_options_are_there() -> None:
+    named = [option for row in rows(section(README, "## Options"), "Option") for option in quoted(row[0])]
+    every = {row[0].strip("`") for row in rows(section(OPTIONS, "## Of the job"), "Option") if row[0].startswith("`")}
+    assert len(named) > 20
+    assert set(named) <= every
 
 
 def test_every_option_is_said_to_change_vectors_or_not() -> None:
@@ -242,10 +251,14 @@ def skeletons() -> list[str]:
 
 
 def test_messages_are_those_of_the_code() -> None:
-    messages = [message for row in rows(section(README, "## When it complains"), "Message") for message in quoted(row[0])]
+    listed = rows(TROUBLES.read_text(), "Message")
+    messages = [message for row in listed for message in quoted(row[0])]
     patterns = {message: ".*".join(map(re.escape, message.split("…"))) for message in messages}
     known = skeletons()
-    assert len(messages) >= 10
+    assert len(messages) >= 30
+    common = rows(section(README, "## When it complains"), "Message")
+    assert common
+    assert [row for row in common if row not in listed] == []
     assert [message for message, pattern in patterns.items() if not any(re.search(pattern, text, re.DOTALL) for text in known)] == []
 
 

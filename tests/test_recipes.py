@@ -172,6 +172,21 @@ def test_load_into_lancedb(recipe: Callable[[], Names], best: dict[str, float], 
     assert dict(zip(found["id"], found["_distance"], strict=True)) == pytest.approx({name: 1 - best[name] for name in best}, abs=1e-6)
 
 
+def test_write_a_lance_dataset(recipe: Callable[[], Names], best: dict[str, float], kitchen: Kitchen) -> None:
+    """Twice: the second time is a version, not a copy. Of so few rows all lists are looked into, and the answer is exact."""
+    recipe()
+    names = recipe()
+    table, found = names["table"], names["nearest"].to_pydict()
+    assert [index.index_type for index in table.describe_indices()] == ["IVF_FLAT"]
+    assert 1 < names["lists"] <= names["search"]["nprobes"]
+    assert found["id"] == list(best)
+    assert found["_distance"] == pytest.approx([1 - cosine for cosine in best.values()], abs=1e-6)
+    held = table.to_table(columns=["id", "embedding"], scan_in_order=True).combine_chunks()
+    assert held["id"].to_pylist() == kitchen.ids
+    np.testing.assert_array_equal(held["embedding"].chunk(0).flatten().to_numpy().reshape(kitchen.vectors.shape), kitchen.vectors)
+    assert not table.schema.metadata  # the first shard's footer would stand for all of them
+
+
 def test_load_into_qdrant(recipe: Callable[[], Names], best: dict[str, float], kitchen: Kitchen) -> None:
     names = recipe()
     assert names["client"].count("vectors").count == len(kitchen.ids)
@@ -250,4 +265,5 @@ def test_run_every_night(kitchen: Kitchen) -> None:
     assert first.shards[stayed] == second.shards[stayed]
     assert (first.held, second.held) == (set(), {row["unit"] for row in first.rows})
     assert sorted(row["id"] for row in second.rows) == sorted(kitchen.ids)
+    assert import_module("lance").dataset("nightly/vectors.lance").count_rows() == len(kitchen.ids)
     assert {row["unit"] for row in second.rows} == set(outputs.control("vectors", "manifest.parquet")["unit"].to_pylist())

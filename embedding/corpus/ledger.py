@@ -40,6 +40,8 @@ class CommitRecord:
     """Rows with the same tokens as an earlier row of the unit: encoded once, the vector shared. Chunks, where texts are cut."""
     chunks: int
     """Rows of the shard where each chunk of a text is one, else 0."""
+    clipped: int
+    """Numbers of the shard's vectors that the ranges of int8 do not hold, stored as the first step or the last; else 0."""
     padding: int
     """Padding tokens computed in vain; 0 where the encoder runs packed."""
     bytes: int
@@ -73,7 +75,7 @@ class CommitRecord:
 
 _PYTHON_TYPES: dict[str, Callable[[], object]] = {"str": str, "int": int, "float": float, "list[int]": list}
 _ARROW_TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "list[int]": pa.list_(pa.int64())}
-_LATER = ("chunks",)
+_LATER = ("chunks", "clipped")
 """Counts that ledgers of earlier versions of this package do not have, where they are 0."""
 RECORD_SCHEMA = pa.schema([pa.field(field.name, _ARROW_TYPES[str(field.type)], nullable=False) for field in fields(CommitRecord)])
 

@@ -90,6 +90,11 @@ def lengths(values_RW: NDArray[Any], ranges_2D: Floats | None = None) -> tuple[N
     return np.linalg.norm(least_RD, axis=1), np.linalg.norm(np.maximum(np.abs(lows_RD), np.abs(highs_RD)), axis=1)
 
 
+def outside(vectors_RD: Floats, ranges_2D: Floats) -> int:
+    """How many numbers are outside of the ranges, and so are clipped to the first step or the last."""
+    return int(np.count_nonzero((vectors_RD < ranges_2D[0]) | (vectors_RD > ranges_2D[1])))
+
+
 def rounding(ranges_2D: Floats) -> float:
     """How far int8 may move a vector whose numbers are inside of the ranges."""
     return float(np.linalg.norm(_steps(ranges_2D).astype(np.float64))) / 2

@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedding.config import OutputDtype, vector_columns
-from embedding.corpus.numbers import Floats, is_flat, ranges_of, stored, stored_type
+from embedding.corpus.numbers import Floats, is_flat, outside, ranges_of, stored, stored_type
 
 Calibration: TypeAlias = dict[str, list[list[float]]]
 """By column, the least and the greatest number of each dimension; empty but for int8. As JSON has it, in job.json and in footers."""
@@ -61,6 +61,10 @@ class VectorColumns:
     def stored(self, vectors_RW: Floats) -> dict[str, NDArray[Any]]:
         """[R, S] of each column, as it is stored."""
         return {name: stored(part, self.dtype, self.ranges.get(name)) for name, part in self.parts(vectors_RW).items()}
+
+    def clipped(self, vectors_RW: Floats) -> int:
+        """How many of the numbers their ranges do not hold."""
+        return sum(outside(part, self.ranges[name]) for name, part in self.parts(vectors_RW).items() if name in self.ranges)
 
     def calibrated(self, vectors_RW: Floats) -> Calibration:
         """The ranges of these vectors, R >= 1."""

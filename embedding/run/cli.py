@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,7 +15,7 @@ from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Never, TextIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, Never, TextIO, TypeAlias, TypeVar
 
 import cyclopts.config
 import yaml
@@ -41,6 +42,7 @@ _FILE_GROUP, _HELP_GROUP = Group("Configuration", sort_key=10), Group("Help", so
 _SHOW_CURSOR = b"\x1b[?25h"
 log = logging.getLogger(__name__)
 Config = TypeVar("Config", bound=BaseModel)
+Shell: TypeAlias = Literal["zsh", "bash", "fish", "powershell"]
 
 _HELP = " ".join(
     """Give every row of a corpus a vector, on one laptop or a thousand GPUs.
@@ -117,10 +119,18 @@ def parse(argv: list[str]) -> JobConfig | None:
     Raises:
         ConfigError: an option is unknown or its value is wrong.
     """
-    return parse_as(JobConfig, argv, name="embed_corpus.py", description=_HELP)
+    return parse_as(JobConfig, argv, name="embed_corpus.py", usage="--input PATH... --output PATH [OPTIONS]", description=_HELP)
 
 
-def parse_as(kind: type[Config], argv: list[str], *, name: str, description: str, positional: bool = False) -> Config | None:
+class _App(App):
+    def generate_completion(self, *, prog_name: str | None = None, shell: Shell | None = None) -> str:
+        """Options whose values nobody can list are offered files: input, output and model are folders more often than not."""
+        script: str = super().generate_completion(prog_name=prog_name, shell=shell)
+        script = re.sub(r"^complete -F ", "complete -o default -F ", script, flags=re.MULTILINE)  # bash
+        return re.sub(r"(\]:[\w-]+)' \\$", r"\1:_files' \\", script, flags=re.MULTILINE)  # zsh
+
+
+def parse_as(kind: type[Config], argv: list[str], *, name: str, usage: str, description: str, positional: bool = False) -> Config | None:
     """The configuration of that kind; None where --help or --version was all that was asked.
 
     `positional`: fields that are not keyword-only can also be given without their option's name.
@@ -131,8 +141,9 @@ def parse_as(kind: type[Config], argv: list[str], *, name: str, description: str
     parsed: list[Config] = []
     installed = name.removesuffix(".py").replace("_", "-")
     is_installed = Path(sys.argv[0]).name == installed
-    app = App(
+    app = _App(
         name=installed if is_installed else name,
+        usage=f"Usage: {installed if is_installed else name} {usage}",
         help=description,
         version=embedding.__version__,
         help_format="plaintext",

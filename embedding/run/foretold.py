@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from embedding.run.report.wording import count, duration, share
+from embedding.run.report.wording import count, duration, said, share
 
 
 def lines(plan: Mapping[str, Any]) -> Iterator[str]:
@@ -15,7 +15,7 @@ def lines(plan: Mapping[str, Any]) -> Iterator[str]:
     for name, text in _facts(plan):
         yield f"{name:<12}{text}"
     for name, value in plan["settings"].items():
-        yield f"  {name:<18} {value}"
+        yield f"  {name:<18} {said(value)}"
 
 
 def _facts(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

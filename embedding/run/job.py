@@ -31,6 +31,7 @@ from embedding.run.pipeline import InFlight, run_units
 from embedding.run.placement import Placement, place_workers
 from embedding.run.progress import Watched, open_progress
 from embedding.run.report.publish import write_report
+from embedding.run.report.wording import count
 from embedding.run.settings import (
     columns_asked,
     columns_of_corpus,
@@ -188,9 +189,11 @@ def _read_corpus(config: JobConfig, earlier: Callable[[], JobSettings | None]) -
     if unreadable and not layouts:
         raise CorpusError(f"none of {len(sources)} source files can be read; the first: {unreadable[0].reason}")
     megabytes = sum(source.size for source in sources) / 1e6
-    log.info("%d source files, %.1f MB, %s rows", len(sources), megabytes, f"{sum(layout.num_rows for layout in layouts):,}")
+    rows = count(sum(layout.num_rows for layout in layouts), "row")
+    log.info("%s, %.1f MB, %s", count(len(sources), "source file"), megabytes, rows)
     if unreadable:
-        log.warning("%d source files cannot be read and are left out for now; the first: %s", len(unreadable), unreadable[0].reason)
+        what = count(len(unreadable), "source file")
+        log.warning("%s cannot be read, left out for now; the first: %s", what, unreadable[0].reason)
     return _Corpus(columns, layouts, unreadable, listing.versions)
 
 
@@ -233,8 +236,9 @@ def _plan(config: JobConfig, output: Output, corpus: _Corpus, model: ModelSpec, 
         cause = f"--input no longer names {forgotten[0]}" if forgotten else f"--limit-rows={config.limit_rows} leaves rows out"
         loss = f"{len(stale)} finished shards of {output.url} would be removed"
         raise ConfigError(f"{cause}, so {loss}; say --yes to allow it, or choose another --output")
-    log.info("%d units of up to %d rows: %d done, %d to do", len(units), unit_rows, len(done), len(pending))
-    summary = Summary.planned(output=output.url, run=run_id, done=done, pending=pending, unreadable=corpus.unreadable)
+    log.info("%s of up to %d rows: %d done, %d to do", count(len(units), "unit"), unit_rows, len(done), len(pending))
+    counts = {"int8_numbers": sum(model.columns) if settings.calibration else 0}
+    summary = Summary.planned(output=output.url, run=run_id, done=done, pending=pending, unreadable=corpus.unreadable, **counts)
     return _Plan(corpus.columns, model, settings, units, pending, stale, summary)
 
 
@@ -285,7 +289,7 @@ def _embed(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lea
     log.info("starting workers: %s", placement)
     if placement.fitting < placement.min_workers:
         log.warning("the cluster has room for %d of %d workers now; waiting for nodes to join", placement.fitting, placement.min_workers)
-    summary, notes = plan.summary, set[str]()
+    summary, notes = plan.summary, {""}
     ledger, metrics = Ledger(output.storage, summary.run), Metrics(output.url, summary.run)
     outlook, in_flight = Outlook(plan.units, plan.pending), InFlight()
     try:
@@ -297,9 +301,9 @@ def _embed(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lea
                 summary.add(record)
                 outlook.add(record, now := time.monotonic())
                 metrics.update(record, summary, outlook, now)
-                if record.note and record.note not in notes:
-                    notes.add(record.note)
-                    log.warning("%s", record.note)
+                for note in {record.note, summary.warning} - notes:
+                    notes.add(note)
+                    log.warning("%s", note)
                 progress.update()
     except BaseException:
         with _failing_quietly():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from embedding.config import JobConfig
 from embedding.errors import ConfigError
+from embedding.run.report.wording import count
 
 READ_CPUS = 0.5
 """CPUs a read holds: mostly it waits for the store. Differs from any worker's, so that Ray Data keeps the stages apart."""
@@ -28,7 +29,7 @@ class Placement:
     def __str__(self) -> str:
         number = f"{self.min_workers}" if self.min_workers == self.max_workers else f"{self.min_workers} to {self.max_workers}"
         gpus = f"{self.gpus:g} GPU and " if self.gpus else ""
-        return f"{number} on {self.device}, {gpus}{self.cpus} CPU cores each"
+        return f"{number} on {self.device}, {gpus}{count(self.cpus, 'CPU core')} each"
 
     @property
     def device(self) -> str:

@@ -15,6 +15,10 @@ from embedding.errors import ExitCode
 Status: TypeAlias = Literal["complete", "nothing to do", "failed units", "planned", "interrupted", "crashed"]
 
 
+CLIPPED_SHARE = 0.01
+"""Of the numbers that are stored; of rows like those of the sample it is a tenth of that."""
+
+
 @dataclass
 class Summary:
     """Counts of one run. rows_in = rows_out + rows_rejected always; rows_in + rows_skipped + rows_failed + rows_pending is the corpus,
@@ -45,6 +49,10 @@ class Summary:
     """Rows that share the vector of an equal row of their unit; chunks, where texts are cut."""
     chunks: int = 0
     """Rows of the shards that this run committed, where each chunk of a text is one."""
+    clipped_numbers: int = 0
+    """Numbers that this run stored as the first or the last step of int8 since the ranges do not hold them."""
+    clipped_share: float = 0.0
+    """Of the numbers that this run stored as int8."""
     seconds: float = 0.0
     """Wall time of the whole run, its start included."""
     tokens_per_second: float = 0.0
@@ -57,12 +65,21 @@ class Summary:
     """What a dry run found out."""
     _encoding: tuple[float, float] = (math.inf, 0.0)
     """Unix times of the first batch's start and the last one's end."""
+    _row_numbers: int = 0
+    """Numbers of a row that are stored as int8."""
 
     @classmethod
     def planned(
-        cls, *, output: str, run: str, done: list[Unit], pending: list[Unit], unreadable: Sequence[UnreadableSource] = ()
+        cls,
+        *,
+        output: str,
+        run: str,
+        done: list[Unit],
+        pending: list[Unit],
+        unreadable: Sequence[UnreadableSource] = (),
+        int8_numbers: int = 0,
     ) -> Summary:
-        """The summary of a run that is about to begin."""
+        """The summary of a run that is about to begin; of a row it will store `int8_numbers` in steps of a range."""
         failures = [_failure(None, file.source.uri, None, None, file.reason) for file in unreadable]
         return cls(
             output=output,
@@ -73,6 +90,7 @@ class Summary:
             units_pending=len(pending),
             files_failed=len(unreadable),
             failures=failures,
+            _row_numbers=int8_numbers,
         )
 
     def add(self, record: CommitRecord) -> None:
@@ -92,6 +110,8 @@ class Summary:
         self.truncated_rows += record.truncated
         self.duplicate_rows += record.duplicates
         self.chunks += record.chunks
+        self.clipped_numbers += record.clipped
+        self.clipped_share = round(self.clipped_numbers / max(1, self._row_numbers * (self.chunks or self.rows_out)), 6)
         if record.encode_started:  # a record read from a footer has no times
             self._encoding = (
                 min(self._encoding[0], record.encode_started),
@@ -102,6 +122,11 @@ class Summary:
             return
         self.tokens_per_second = round(self.tokens / seconds, 1)
         self.rows_per_second = round(self.rows_in / seconds, 1)
+
+    @property
+    def warning(self) -> str:
+        """What the user should know about the vectors so far, else empty."""
+        return clipped(f"over {CLIPPED_SHARE:.0%}") if self.clipped_share > CLIPPED_SHARE else ""
 
     @property
     def exit_code(self) -> ExitCode:
@@ -124,3 +149,11 @@ class Summary:
 
 def _failure(unit: str | None, source: str, first_row: int | None, rows: int | None, reason: str) -> dict[str, object]:
     return {"unit": unit, "source": source, "first_row": first_row, "rows": rows, "reason": reason}
+
+
+def clipped(share: str) -> str:
+    """What is said where that share of the numbers is clipped, and it is too much."""
+    return (
+        f"{share} of the numbers lie outside of the ranges of int8 and are clipped to their ends, so that vectors are less exact; "
+        "begin again (--restart, or another --output) with --calibration and the ranges of more rows like these"
+    )

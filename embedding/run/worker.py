@@ -216,7 +216,9 @@ class EmbeddingWorker:
         vectors = self._columns.stored(made.vectors_SD)
         table = shard_table(made.identified(copied, good), vectors.pop(EMBEDDING), vectors | token_columns)
         footer = {"unit": unit.identity(), "record": facts, "provenance": self._job.provenance}
-        footer |= {"calibration": self._job.calibration} if self._job.calibration else {}
+        if self._job.calibration:
+            facts["clipped"] = self._columns.clipped(made.vectors_SD)
+            footer["calibration"] = self._job.calibration
         data = shard_bytes(table, footer, byte_stream_split=self._job.byte_stream_split)
         if faults:  # before the shard, so that one commit covers both
             ids = rows.copied.column(0) if self._job.has_id else None

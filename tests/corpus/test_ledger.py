@@ -87,8 +87,9 @@ def test_a_segment_that_can_not_be_read_is_left_out(storage: Storage, damage: by
     assert f"{FOLDER}/run-2-000000.parquet is left out of the ledger" in caplog.text
 
 
-def test_a_segment_of_the_time_before_chunks_is_read(storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
-    storage.put(f"{FOLDER}/run-1-000000.parquet", parquet_bytes(records_to_table([record(0, 7)]).drop_columns("chunks")))
+@pytest.mark.parametrize("later", [["clipped"], ["chunks", "clipped"]])
+def test_a_segment_of_an_earlier_version_is_read(storage: Storage, later: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    storage.put(f"{FOLDER}/run-1-000000.parquet", parquet_bytes(records_to_table([record(0, 7)]).drop_columns(later)))
     assert records_in(storage) == {unit(0).id: record(0, 7)}
     assert read_ledger(storage, ["tokens"])["tokens"].to_pylist() == [7]
     assert caplog.text == ""

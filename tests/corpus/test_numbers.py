@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sentence_transformers.util import quantize_embeddings
 
 from embedding.config import OutputDtype
-from embedding.corpus.numbers import bounds, is_flat, lengths, loaded, ranges_of, rounding, stored, stored_type
+from embedding.corpus.numbers import bounds, is_flat, lengths, loaded, outside, ranges_of, rounding, stored, stored_type
 from embedding.corpus.shard import shard_table
 from embedding.corpus.vectors import VectorColumns, as_json, side_by_side
 
@@ -53,6 +53,14 @@ def test_steps_are_those_of_sentence_transformers(rows: list[list[float]], data:
     slack_D = np.spacing(np.abs(ranges_2D).max(axis=0)) * 4  # float32 sums, on both ways
     assert (lows_RD - slack_D <= vectors_RD).all()
     assert (vectors_RD <= highs_RD + slack_D).all()
+
+
+def test_what_is_outside_of_the_ranges_is_counted() -> None:
+    vectors_RD = np.array([[-0.1, 0.5], [1.0, 2.1], [0.0, 2.0], [7.0, -7.0]], np.float32)
+    assert outside(vectors_RD, np.array([[0.0, 0.0], [1.0, 2.0]], np.float32)) == 4
+    columns = VectorColumns((2, 1), "int8", {"embedding": [[0.0, 0.0], [1.0, 2.0]], "embedding_1": [[0.0], [0.5]]})
+    assert columns.clipped(np.concatenate([vectors_RD, vectors_RD[:, :1]], axis=1)) == 7
+    assert VectorColumns((2, 1)).clipped(np.ones((4, 3), np.float32)) == 0
 
 
 @given(matrices())

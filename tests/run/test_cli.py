@@ -133,6 +133,24 @@ def test_bash_completes_the_installed_program(tmp_path: Path) -> None:
     subprocess.run(command, check=True, capture_output=True, timeout=60, env=env)
     assert complete(script, "--batch") == ["--batch-tokens"]
     assert {"mean", "max"} <= set(complete(script, "--pooling", "m"))
+    (tmp_path / "corpus").mkdir()
+    with on_terminal(["bash", "--norc", "--noprofile", "-i"], {"PS1": "$ "}) as terminal:
+        terminal.wait_for(lambda lines: lines[-1] == "$", what="the prompt")
+        terminal.press(f"source {script}; cd {tmp_path}; clear\n".encode())
+        terminal.wait_for(lambda lines: lines == ["$"], what="the script to be read")
+        terminal.press(b"embed-corpus --input corp\t --output vec --output-d\tfloat1\t")
+        wanted = "$ embed-corpus --input corpus/ --output vec --output-dtype float16"
+        terminal.wait_for(lambda lines: lines[0] == wanted, what=wanted)
+
+
+def test_zsh_offers_files_where_there_is_no_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "embed-corpus")])
+    assert run(["--install-completion", "--shell", "zsh", "--output", str(tmp_path / "_embed-corpus")]) == 0
+    script = (tmp_path / "_embed-corpus").read_text()
+    offers = dict(re.findall(r"--([\w-]+)\[.*\]:[\w-]+:([\w(]+)", script))
+    assert {offers[name] for name in ("input", "output", "model", "calibration", "config")} == {"_files"}
+    assert offers["input-format"] == "(auto"
 
 
 def complete(script: Path, *words: str) -> list[str]:
@@ -149,7 +167,7 @@ def test_quiet_leaves_errors_and_the_answer(
     options = ["--input", source, "--output", str(tmp_path / "out"), "--model", str(tiny_model), "--dry-run", "--rate", "1"]
     assert run(options) == 0
     told = capsys.readouterr()
-    assert "1 source files" in told.err
+    assert "1 source file, " in told.err
     assert run([*options, "--quiet"]) == 0
     quiet = capsys.readouterr()
     assert quiet.err == ""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from sentence_transformers.util import quantize_embeddings
 
 from docs.tables import README
+from embedding.corpus.ledger import read_ledger
 from embedding.corpus.output import Output
 from embedding.corpus.plan import SourceLayout
 from embedding.corpus.review import sample_shards
@@ -23,6 +27,7 @@ from embedding.errors import ConfigError, CorpusError, SettingsChangedError
 from embedding.run.calibrator import calibration_sample
 from embedding.run.proof.verify import compare_steps
 from embedding.run.report.vectors import study
+from embedding.run.summary import CLIPPED_SHARE
 from tests.model.tiny import TEXTS, save_model
 from tests.run.conftest import Embed
 from tests.run.here import embed_here, found, prove_here
@@ -47,6 +52,19 @@ def ranges(output: str, column: str = "embedding") -> NDArray[np.float32]:
     return np.array(json.loads(pq.read_metadata(file).metadata[b"embedding.calibration"])[column], np.float32)
 
 
+def record_of(output: str, shard: str) -> dict[str, Any]:
+    """What a shard's footer counts."""
+    return dict(shard_footer(io.BytesIO(Path(output, shard).read_bytes()))["record"])
+
+
+def clipped(output: str, shard: str) -> int:
+    """Numbers of a shard that its ranges do not hold, as the ledger and the shard itself count them."""
+    ledger = read_ledger(Output(output).storage, ["shard", "clipped"])
+    [listed] = ledger.filter(pc.equal(ledger["shard"], shard))["clipped"].to_pylist()
+    assert record_of(output, shard)["clipped"] == listed
+    return int(listed)
+
+
 def test_steps_of_the_ranges_of_the_corpus(source: str, tiny_model: Path, tmp_path: Path) -> None:
     """The sample is the whole of so small a corpus, so no number is outside of its range."""
     whole, output = str(tmp_path / "whole"), str(tmp_path / "out")
@@ -55,6 +73,8 @@ def test_steps_of_the_ranges_of_the_corpus(source: str, tiny_model: Path, tmp_pa
     vectors, measured = np.array(outputs.table(whole)["embedding"].to_pylist(), np.float32), ranges(output)
     np.testing.assert_allclose(measured, [vectors.min(axis=0), vectors.max(axis=0)], atol=1e-6)
     np.testing.assert_array_equal(values(output), quantize_embeddings(vectors, "int8", ranges=measured))
+    assert [clipped(output, name) for name in names] == [0] * len(names)
+    assert not any("clipped" in record_of(whole, name) for name in outputs.shards(whole))
     proof = prove_here(output)
     assert (proof.status, proof.details, proof.sampled) == ("proved", [], ROWS)
     assert proof.worst_cosine == pytest.approx(1, abs=1e-9)
@@ -82,12 +102,20 @@ def test_a_resumed_run_makes_the_same_bytes(source: str, tiny_model: Path, tmp_p
     Path(output, first).unlink()
     more = pa.table({"id": range(ROWS, 2 * ROWS), "text": ["x " * (1 + row % 7) for row in range(ROWS)]})
     pq.write_table(more, Path(source, "b.parquet"))
-    assert first in embed_here(source, output, tiny_model, run="second", output_dtype="int8")
+    again = embed_here(source, output, tiny_model, run="second", output_dtype="int8")
+    assert first in again
     assert Path(output, first).read_bytes() == data
     kept = Output(output).settings()
     assert kept is not None
     assert (kept.calibration, kept.fingerprint) == (settings.calibration, settings.fingerprint)
     assert prove_here(output).status == "proved"  # b.parquet's numbers are outside of the ranges, and clipped
+    whole = str(tmp_path / "whole")
+    embed_here(source, whole, tiny_model)
+    numbers = np.array(outputs.table(whole)["embedding"].to_pylist(), np.float32)[ROWS:]
+    low, high = ranges(output)
+    counted = [clipped(output, name) for name in again]
+    assert counted[0] == 0 < counted[-1]
+    assert sum(counted) == ((numbers < low) | (numbers > high)).sum()
     with pytest.raises(SettingsChangedError, match=r'calibration: ".*" -> null; output_dtype: "int8" -> null'):
         embed_here(source, output, tiny_model)
 
@@ -205,17 +233,23 @@ def test_the_sample_is_from_everywhere() -> None:
     assert {unit.num_rows for unit in calibration_sample([SourceLayout(Source("a", "file:///a", 2**30, "1"), (1024,))], "cpu", None)} == {1}
 
 
-def test_a_whole_run(embed: Embed, source: str, tmp_path: Path) -> None:
-    """Told by a dry run, measured on the cluster, kept, and the same in every run."""
+def test_a_whole_run(embed: Embed, source: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Told by a dry run, measured on the cluster, kept, and the same in every run; that it does not fit the whole corpus is told."""
     output = str(tmp_path / "out")
     options: dict[str, Any] = {"input": source, "output": output, "output_dtype": "int8", "dimensions": [20, 8], "normalize": "yes"}
     plan: dict[str, Any] = embed(**options, dry_run=True, rate=1).plan
     assert (plan["shard bytes"], plan["settings"]["calibration"]) == (28 * ROWS, "to be measured")
-    embed(**options, limit_rows=10)
+    begun = embed(**options, limit_rows=10)
+    assert (begun.clipped_numbers, begun.clipped_share) == (0, 0)
     settings = Output(output).settings()
     assert settings is not None
     assert settings.measured["calibration_rows"] == 10
-    assert embed(**options).status == "complete"
+    with caplog.at_level(logging.WARNING):
+        second = embed(**options)
+    assert second.status == "complete"
+    assert CLIPPED_SHARE < second.clipped_share == round(second.clipped_numbers / (28 * second.rows_out), 6)
+    [warning] = [record.message for record in caplog.records if "clipped" in record.message]
+    assert warning == second.warning
     assert embed(**options, dry_run=True).plan["fingerprint"] == settings.fingerprint
     for column in ("embedding", "embedding_8"):
         assert ranges(output, column).tolist() == np.array(settings.calibration[column], np.float32).tolist()

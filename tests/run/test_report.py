@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedding.corpus.ledger import Ledger, parquet_bytes
-from embedding.corpus.output import rejected_name
+from embedding.corpus.output import JobSettings, rejected_name
 from embedding.corpus.storage import Storage
 from embedding.run.report import publish
 from embedding.run.report.publish import make_report, write_report
@@ -199,6 +199,39 @@ def test_collapsed_vectors_are_warned_of(tmp_path: Path) -> None:
     assert "Any two vectors are nearly the same" in html
     assert "The vectors are not normalized" in html
     assert "Any two vectors" not in html_of(made_output(str(tmp_path / "healthy")))
+
+
+def test_clipped_numbers_are_shown_and_warned_of(tmp_path: Path) -> None:
+    made = empty_output(str(tmp_path / "out"))
+    made.add(np.random.default_rng(0).normal(size=(100, 16)).astype(np.float32), {"id": range(100)})
+    steps = replace(SETTINGS, vectors={**SETTINGS.vectors, "output_dtype": "int8"}, calibration={"embedding": [[-1.0] * 16, [1.0] * 16]})
+    made.records[0] = replace(made.records[0], clipped=16)
+    row = "Clipped to the ranges of int8, of all numbers"
+
+    def shown(settings: JobSettings) -> tuple[list[str] | None, bool]:
+        html = make_report(made.output, made.summary, settings, made.shards, model="m")
+        return Page(html).rows("Health").get(row), "of the numbers lie outside of the ranges of int8" in html
+
+    made.close()
+    assert shown(steps) == (["1.0%"], False)
+    assert shown(SETTINGS)[0] is None
+    made.records[0] = replace(made.records[0], clipped=17)
+    made.close()
+    assert shown(steps) == (["1.1%"], True)
+
+
+def test_a_file_that_could_not_be_read_is_no_unit(tmp_path: Path) -> None:
+    """Nobody knows its rows."""
+    made = made_output(str(tmp_path / "out"))
+    made.summary.status, made.summary.files_failed = "failed units", 1
+    made.summary.failures.append({"unit": None, "source": "file:///a.parquet", "first_row": None, "rows": None, "reason": "0 bytes"})
+    html = html_of(made)
+    assert "</b> 1 source file could not be read.</h1>" in html
+    assert Page(html).tables["Unreadable source files"][1] == ["a.parquet", "", "", "0 bytes"]
+    made.summary.units_failed, made.summary.rows_failed = 2, 30
+    html = html_of(made)
+    assert "</b> 2 units with 30 rows failed and 1 source file could not be read.</h1>" in html
+    assert "Failed units and unreadable source files" in Page(html).tables
 
 
 def test_a_long_ledger_is_read_to_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

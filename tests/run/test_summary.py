@@ -37,6 +37,17 @@ def test_a_file_that_cannot_be_read_is_a_failure_without_rows() -> None:
     assert summary.failures == [{"unit": None, "source": "file:///a.parquet", "first_row": None, "rows": None, "reason": "damaged"}]
 
 
+def test_clipped_numbers_are_a_share_of_those_stored() -> None:
+    summary = Summary.planned(output="out", run="r", done=[], pending=UNITS[:3], int8_numbers=50)
+    summary.add(record(UNITS[0], 100.0, rejected=8, clipped=1))
+    assert (summary.clipped_numbers, summary.clipped_share, summary.warning) == (1, 0.01, "")
+    summary.add(record(UNITS[1], 102.0, clipped=7))
+    assert summary.clipped_share == round(8 / 600, 6)
+    assert summary.warning.startswith("over 1% of the numbers lie outside of the ranges of int8")
+    summary.add(record(UNITS[2], 104.0, chunks=40))
+    assert summary.clipped_share == 8 / 2000
+
+
 def test_a_record_without_times_has_no_pace() -> None:
     summary = Summary.planned(output="out", run="r", done=[], pending=UNITS)
     summary.add(CommitRecord.of(UNITS[0], tokens=5))

@@ -34,7 +34,7 @@ def parse(argv: list[str]) -> VerifyConfig | None:
     Raises:
         ConfigError: an option is unknown or its value is wrong.
     """
-    return parse_as(VerifyConfig, argv, name="verify_corpus.py", description=_HELP, positional=True)
+    return parse_as(VerifyConfig, argv, name="verify_corpus.py", usage="OUTPUT [OPTIONS]", description=_HELP, positional=True)
 
 
 def _verify(argv: list[str]) -> int:

@@ -12,6 +12,7 @@ from embedding.config import Config, refuse_secrets
 _OUTPUT = Parameter(group=Group("Output", sort_key=1))
 _SAMPLE = Parameter(group=Group("Sample", sort_key=2))
 _RUN = Parameter(group=Group("Run", sort_key=3))
+_AUTO_OR_NUMBER = Parameter(metavar="auto|N", show_choices=False)
 _FLAG = Parameter(negative="", show_default=False)
 
 
@@ -41,7 +42,7 @@ class VerifyConfig(Config):
         False, kw_only=True, description="Run Python code that the model folder brings along."
     )
 
-    workers: Annotated[Literal["auto"] | PositiveInt, _RUN] = Field(
+    workers: Annotated[Literal["auto"] | PositiveInt, _RUN, _AUTO_OR_NUMBER] = Field(
         "auto", kw_only=True, description="Shards checked at once; auto: one a CPU core of the cluster."
     )
     json_summary: Annotated[str | None, _RUN] = Field(

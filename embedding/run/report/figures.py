@@ -98,11 +98,14 @@ def lengths_svg(counts: npt.NDArray[np.int64], truncated: int, max_tokens: int) 
         axes.bar(bins + 0.5, shown - cut, width=0.86, color=_COLOURS["c0"])
         axes.bar(bins + 0.5, cut, bottom=shown - cut, width=0.86, color=_COLOURS["c1"])
         axes.axvline(limit, color=_COLOURS["ink"], linewidth=1.2, linestyle=(0, (4, 3)))
-        label = f"max_tokens {max_tokens:,} "
-        axes.annotate(label, (limit, 1), xycoords=("data", "axes fraction"), ha="right", va="top", color=_COLOURS["ink"])
+        label, place = f"max_tokens {max_tokens:,}", ("data", "axes fraction")
+        left = (-6.0, 0.0)  # points, so that the label stands clear of the line
+        axes.annotate(label, (limit, 1), left, xycoords=place, textcoords="offset points", ha="right", va="top", color=_COLOURS["ink"])
         marks = [edge for edge in range(first, last + 2) if edge in (1, 2, 4) or (edge >= 8 and edge % 4 == 0)]
         axes.set_xticks(marks, [short_number(float(LENGTH_EDGES[mark])) for mark in marks])
-        axes.set(xlabel="tokens of a row (logarithmic)", xlim=(first - 0.2, last + 1.2))
+        axes.set(
+            xlabel="tokens of a row (logarithmic)", xlim=(first - 0.2, last + 1.2), ylim=(0, 1.12 * max(1, int(shown.max())))
+        )  # room for the label
         axes.yaxis.set_major_formatter(FuncFormatter(short_number))
         return _svg(drawing)
 

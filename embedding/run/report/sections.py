@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,8 @@ from embedding.run.report.measures import WorkerTime
 from embedding.run.report.page import Findings, Item, Numbers, Page, Section
 from embedding.run.report.vectors import collapse
 from embedding.run.report.wording import Named, classify_rows, count, duration, file_name, name_rows, said, share, short_number
+from embedding.run.settings import vectors_of_output
+from embedding.run.summary import CLIPPED_SHARE, Summary, clipped
 
 _POINTS = 1000
 _WORKERS = 16
@@ -29,7 +31,6 @@ def page_of(found: Findings) -> Page:
     corpus = summary.rows_in + summary.rows_skipped + summary.rows_failed + summary.rows_pending
     tokens = measures.total(table, "tokens")
     good = summary.status == "complete"
-    failed = f"{count(summary.units_failed, 'unit')} with {count(summary.rows_failed, 'row')} failed."
     tiles = [
         ("Rows with a vector", f"{rows - rejected:,}", f"of {corpus:,} in the corpus"),
         ("Rejected", f"{rejected:,}", f"{share(rejected, corpus)} of the corpus"),
@@ -43,11 +44,18 @@ def page_of(found: Findings) -> Page:
         title=f"{summary.output}: {summary.status}",
         good=good,
         verdict="Complete." if good else "Not complete.",
-        sentence=f"{count(rows - rejected, 'row')} of {corpus:,} have a vector, {rejected:,} are rejected." if good else failed,
+        sentence=f"{count(rows - rejected, 'row')} of {corpus:,} have a vector, {rejected:,} are rejected." if good else _failed(summary),
         tiles=tiles,
         warnings=_warnings(found),
         sections=sections,
     )
+
+
+def _failed(summary: Summary) -> str:
+    """What a run that is not complete lacks."""
+    units = f"{count(summary.units_failed, 'unit')} with {count(summary.rows_failed, 'row')} failed"
+    files = f"{count(summary.files_failed, 'source file')} could not be read"
+    return " and ".join([units] * (summary.units_failed > 0) + [files] * (summary.files_failed > 0)) + "."
 
 
 def _warnings(found: Findings) -> list[str]:
@@ -61,6 +69,9 @@ def _warnings(found: Findings) -> list[str]:
         )
     if padding > 0.1 * (tokens + padding):
         warnings.append(f"{share(padding, tokens + padding)} of the computed tokens were padding.")
+    outside, numbers = _clipped(found)
+    if outside > CLIPPED_SHARE * numbers:
+        warnings.append(f"{clipped(share(outside, numbers))}.")
     missing = found.shards - table.num_rows
     if missing > 0:
         warnings.append(
@@ -69,6 +80,14 @@ def _warnings(found: Findings) -> list[str]:
     if sample.unread:
         warnings.append(f"{count(len(sample.unread), 'shard')} of the sample could not be read: {sample.unread[0]}")
     return [*warnings, *(note for note in dict.fromkeys(table["note"].unique().to_pylist()[:5]) if note)]
+
+
+def _clipped(found: Findings) -> tuple[int, int]:
+    """Numbers that the ranges of int8 do not hold, and all numbers that are stored so."""
+    columns = vectors_of_output(found.settings)
+    rows, rejected, chunks = (measures.total(found.records.table, name) for name in ("rows", "rejected", "chunks"))
+    numbers = sum(columns.dimensions) * (chunks or rows - rejected) if columns.calibration else 0
+    return measures.total(found.records.table, "clipped"), numbers
 
 
 def _speed(found: Findings) -> list[Section]:
@@ -202,11 +221,19 @@ def _texts(found: Findings, rows: int, rejected: int) -> Section:
         listed = f"All are listed in _control/rejected.{scope}"
         blocks.append(Item("Rejected rows by reason", listed, Numbers(("Reason", "Rows", "The first of them"), examples, ("Rows",))))
     if failures := found.summary.failures:
-        rows_failed = [(file_name(str(unit["source"])), unit["first_row"], unit["rows"], unit["reason"]) for unit in failures[:_FAILURES]]
-        reading = f"{count(len(failures), 'unit')}; the same command again tries them again. summary.json lists them all."
-        blocks.append(Item("Failed units", reading, Numbers(("Source", "First row", "Rows", "Reason"), rows_failed, ("First row", "Rows"))))
+        blocks.append(_failures(found.summary, failures[:_FAILURES]))
     lead = f"{count(rows, 'row')} of {count(table.num_rows, 'shard')}, all runs of this output together."
     return Section("Texts", lead, items, blocks=blocks)
+
+
+def _failures(summary: Summary, shown: Sequence[Mapping[str, object]]) -> Item:
+    """Units, and files that could not be read, of which nobody knows the rows."""
+    titles = ["failed units"] * (summary.units_failed > 0) + ["unreadable source files"] * (summary.files_failed > 0)
+    cells = [["" if unit[key] is None else unit[key] for key in ("first_row", "rows", "reason")] for unit in shown]
+    rows = [(file_name(str(unit["source"])), *facts) for unit, facts in zip(shown, cells, strict=True)]
+    reading = f"{_failed(summary)} The same command again tries again; summary.json lists all."
+    table = Numbers(("Source", "First row", "Rows", "Reason"), rows, ("First row", "Rows"))
+    return Item(" and ".join(titles).capitalize(), reading, table)
 
 
 def _vectors(found: Findings) -> list[Section]:
@@ -247,6 +274,9 @@ def _vectors(found: Findings) -> list[Section]:
         ("Mean cosine of two different ones", f"{facts.mean_cosine:.3f}"),
         ("Effective dimensions", f"{facts.effective_dimensions:.0f} of {min(facts.dimensions, max(1, facts.distinct - 1))}"),
     ]
+    outside, stored = _clipped(found)
+    if stored:
+        numbers.append(("Clipped to the ranges of int8, of all numbers", share(outside, stored)))
     healthy = "No sign of collapse." if not collapse(facts, scanned=sample.scanned, repeats=sample.repeats) else "See the warnings above."
     items.append(Item("Health", healthy, Numbers(("Measure", "Value"), numbers, ("Value",))))
     near = [
