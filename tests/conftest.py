@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from jobs.demo_corpus import write_corpus
 from tests.support.ray_cluster import RayCluster
@@ -23,6 +24,8 @@ os.environ.update(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the behaviour that Ray announces for its next version, without the announcement
     }
 )
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+"""The same examples at every run; HYPOTHESIS_PROFILE=default looks for new ones."""
 
 
 @pytest.fixture(autouse=True)

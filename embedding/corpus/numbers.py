@@ -47,7 +47,8 @@ def stored(vectors_RD: Floats, dtype: OutputDtype, ranges_2D: Floats | None = No
     """
     if dtype == "int8":
         assert ranges_2D is not None
-        steps_RD = np.floor((vectors_RD - ranges_2D[0]) / _steps(ranges_2D))
+        with np.errstate(over="ignore"):  # far outside of a narrow range, which is the last step as well
+            steps_RD = np.floor((vectors_RD - ranges_2D[0]) / _steps(ranges_2D))
         return np.asarray(np.clip(steps_RD, 0, _STEPS) - _OFFSET, np.int8)
     if not is_packed(dtype):
         return vectors_RD.astype(_STORED[dtype], copy=False)
