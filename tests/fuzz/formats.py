@@ -86,10 +86,10 @@ DAMAGES: tuple[Callable[[bytes, random.Random], bytes], ...] = (_flip, _insert, 
 
 
 def judge(path: Path) -> dict[str, str]:
-    """What became of a damaged file: all its `rows`, `some` of its units, or it was `refused`.
+    """What became of a damaged file: all its `rows`, `some` of them, or it was `refused`.
 
     Raises:
-        MisreadError: a row that is not in the file.
+        MisreadError: a row that is not in the file, or a line that is rejected though it is one.
     """
     kind = format_by_name(path.name)
     assert kind is not None
@@ -98,23 +98,28 @@ def judge(path: Path) -> dict[str, str]:
         return {"outcome": "refused", "why": refusals[0]}
     expected = dict(REFERENCES[kind](path.read_bytes(), path.name))
     for row, values in found.items():
-        if kind is Format.CSV:
+        if kind is Format.CSV and values:
             values = (values[0] or None, values[1] or None)
-        if expected.get(row) != values:
+        if row not in expected or expected[row] != values:
             raise MisreadError(f"row {row} is {values!r}, in the file is {expected.get(row)!r}")
     if not refusals and len(found) != len(expected):
         raise MisreadError(f"{len(found)} rows, in the file are {len(expected)}")
-    return {"outcome": "some" if found else "refused", "why": refusals[0]} if refusals else {"outcome": "rows", "why": ""}
+    if not refusals:
+        return {"outcome": "some" if None in found.values() else "rows", "why": ""}
+    return {"outcome": "some" if found else "refused", "why": refusals[0]}
 
 
 def _json_rows(data: bytes, name: str) -> Iterator[tuple[int, Any]]:
     if name.endswith(".gz"):
         data = gzip.decompress(data)
     for row, line in enumerate(line for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip(b" \t\r\n")):
+        found = None
         with suppress(ValueError, AttributeError, RecursionError):
             value = json.loads(line.decode(errors="surrogateescape"))
-            text = value.get("text")
-            yield row, (value.get("id"), None if text is None else text.encode(errors="surrogateescape"))
+            number, text = value.get("id"), value.get("text")
+            if type(number) in (int, type(None)):
+                found = number, None if text is None else text.encode(errors="surrogateescape")
+        yield row, found
 
 
 def _csv_rows(data: bytes, _name: str) -> Iterator[tuple[int, Any]]:
@@ -123,8 +128,10 @@ def _csv_rows(data: bytes, _name: str) -> Iterator[tuple[int, Any]]:
     header, *rows = [row for row in csv.reader(text) if row]
     places = {name: index for index, name in enumerate(header)}
     for number, row in enumerate(rows):
-        values = [row[places[name]] if places[name] < len(row) else None for name in ("id", "text")]
-        yield number, (values[0] or None, (values[1] or "").encode(errors="surrogateescape") or None)
+        if len(row) == len(header):
+            yield number, (row[places["id"]] or None, row[places["text"]].encode(errors="surrogateescape") or None)
+        else:
+            yield number, None
 
 
 def _arrow_rows(data: bytes, _name: str) -> Iterator[tuple[int, Any]]:

@@ -35,8 +35,8 @@ UNIT_ROWS = 25
 READ_ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, MemoryError)
 """What pyarrow raises on a file that it cannot read."""
 
-Rows: TypeAlias = dict[int, tuple[Any, bytes | None]]
-"""(id, text as bytes) by row number."""
+Rows: TypeAlias = dict[int, tuple[Any, bytes | None] | None]
+"""(id, text as bytes) by row number; None for a line that is no row."""
 
 
 class MisreadError(Exception):
@@ -89,6 +89,7 @@ def read_file(path: Path, columns: Columns, unit_rows: int) -> tuple[Rows | None
             refusals.append(one_sentence(error, source.uri))
             continue
         found |= dict(enumerate(pairs(read.copied["id"], read.text), unit.first_row))
+        found |= dict.fromkeys([unit.first_row + row for row in read.faults])
         check_faults(read.text)
     return found, refusals
 
