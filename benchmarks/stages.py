@@ -17,7 +17,6 @@ from benchmarks.data import SHAPES, BenchModel
 from benchmarks.timing import interleave, rate, ratio
 from embedding.config import Precision
 from embedding.model.batching import batch_end, default_batch_tokens, longest_first
-from embedding.model.embedder import Embedder
 from embedding.model.encoder import DTYPES, Encoder
 from embedding.model.packing import PackedBatch, pack
 from embedding.model.pooling import Head
@@ -180,12 +179,13 @@ def parquet_stage(setting: Setting, scratch: Path) -> Result:
     from benchmarks.units import Units
 
     corpus = Units(setting, scratch, _UNITS)
-    alone = Embedder(setting.model.spec(setting.precision), device=setting.device, threads=torch.get_num_threads())
-    ready = [alone.tokenize(setting.texts[unit.first_row : unit.first_row + unit.num_rows]) for unit in corpus.units]
+    tokenizer = JobTokenizer(setting.model.spec(setting.precision), setting.model.folder)
+    ready = [tokenizer(setting.texts[unit.first_row : unit.first_row + unit.num_rows]) for unit in corpus.units]
+    for tokens in ready:
+        tokens.prepare()
 
     def encode() -> None:
-        for tokens in ready:
-            alone.embed(tokens, setting.batch_tokens)
+        corpus.encode(ready, setting.batch_tokens)
 
     records: list[CommitRecord] = []
 

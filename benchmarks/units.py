@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from embedding.corpus.ledger import CommitRecord, records_from_table
 from embedding.corpus.plan import plan_units
 from embedding.corpus.reader import Columns, read_layouts
 from embedding.corpus.sources import list_sources
+from embedding.model.tokenizer import TokenizedTexts
 from embedding.run.attempts import AttemptCounter
 from embedding.run.exchange import encode_unit
 from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
@@ -46,6 +47,12 @@ class Units:
             threads=torch.get_num_threads() if setting.device == "cpu" else None,
         )
         self._worker = EmbeddingWorker(job, self._attempts)
+
+    def encode(self, ready: Iterable[TokenizedTexts], batch_tokens: int) -> None:
+        """What the worker's encoder does, and nothing else: in the thread that it has for that, of tokens that are ready."""
+        embedder, device = self._worker._embedder, self._worker._device
+        for tokens in ready:
+            device.submit(embedder.embed, tokens, batch_tokens).result()
 
     def embed(self) -> Iterator[CommitRecord]:
         """Embed and commit all of them, whether they are committed already or not; their records as they come.
