@@ -18,11 +18,10 @@ from embedding.corpus.columns import Columns
 from embedding.corpus.faults import id_text, row_faults
 from embedding.corpus.formats import delimited, jsonl, lines
 from embedding.corpus.formats.names import Format
-from embedding.corpus.plan import plan_units
-from embedding.corpus.reader import UnitRows, read_layout, read_unit, settle_columns
+from embedding.corpus.reader import UnitRows, read_unit, settle_columns
 from embedding.corpus.sources import list_sources
 from embedding.errors import CorpusError
-from tests.corpus.reading import put_source, table_bytes, whole
+from tests.corpus.reading import put_source, read_corpus, table_bytes, whole
 
 SCHEMA = pa.schema({"id": pa.int64(), "text": pa.string()})
 NO_OBJECT = "the line is no JSON object"
@@ -32,8 +31,7 @@ NO_STRING = "column 'text' is not string as at the beginning of the corpus"
 
 def read_file(folder: Path, name: str, data: bytes, columns: Columns) -> list[UnitRows]:
     """All units of ten rows."""
-    source = put_source(str(folder), data, name)
-    return [read_unit(unit, columns) for unit in plan_units([read_layout(source, columns)], unit_rows=10, fingerprint="f")]
+    return [rows for _, rows in read_corpus(put_source(str(folder), data, name).uri, columns, 10)]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pyarrow.csv
 
 from embedding.corpus.columns import Columns
 from embedding.corpus.formats.found import Found, Rows, joined
-from embedding.corpus.formats.lines import Split, places_of, read_head, rows_of, scan
+from embedding.corpus.formats.lines import Split, parse_but, read_head, rows_of, scan
 from embedding.corpus.formats.names import Format
 from embedding.corpus.plan import Unit
 from embedding.corpus.sources import Source
@@ -36,7 +36,7 @@ def find(stream: pa.NativeFile | BinaryIO, source: Source, columns: Columns) -> 
     if not scanned.head:
         raise ValueError("it is empty, without even a header")
     names = _names(scanned.head[0], delimiter)
-    return Found(pa.schema([(name, pa.string()) for name in names]), (scanned.rows,) if scanned.rows else (), scanned.marks)
+    return Found(_strings(names), (scanned.rows,) if scanned.rows else (), scanned.marks)
 
 
 def read(stream: pa.NativeFile | BinaryIO, unit: Unit, columns: Columns) -> Rows:
@@ -53,7 +53,11 @@ def read(stream: pa.NativeFile | BinaryIO, unit: Unit, columns: Columns) -> Rows
             names = _names(found[0], delimiter)
         else:
             parts.append(_rows(found, names, columns.all, delimiter))
-    return joined(parts, pa.schema([(column, pa.string()) for column in columns.all]))
+    return joined(parts, _strings(columns.all))
+
+
+def _strings(names: Sequence[str]) -> pa.Schema:
+    return pa.schema([(name, pa.string()) for name in names])
 
 
 def _splitter(delimiter: bytes) -> Split:
@@ -110,9 +114,7 @@ def _rows(rows: Sequence[bytes], names: Sequence[str], wanted: Sequence[str], de
     except ValueError:
         widths = [_width(row, delimiter) for row in rows]
     faults = {row: _fault(width, len(names)) for row, width in enumerate(widths) if width != len(names)}
-    good = [row for row in range(len(rows)) if row not in faults]
-    table = parse([rows[row] for row in good]) if good else pa.schema([(column, pa.string()) for column in wanted]).empty_table()
-    return Rows(table.take(places_of(good, len(rows))), faults)
+    return Rows(parse_but(rows, faults, parse, _strings(wanted)), faults)
 
 
 def _fault(width: int, right: int) -> str:

@@ -15,7 +15,7 @@ import pyarrow.json
 
 from embedding.corpus.columns import Columns, require_columns, require_storable
 from embedding.corpus.formats.found import Found, Rows, joined
-from embedding.corpus.formats.lines import bad_rows, places_of, read_head, rows_of, scan
+from embedding.corpus.formats.lines import bad_rows, parse_but, read_head, rows_of, scan
 from embedding.corpus.plan import Unit
 from embedding.corpus.sources import Source
 from embedding.errors import CorpusError
@@ -205,26 +205,19 @@ def _rows(lines: Sequence[bytes], schema: pa.Schema) -> Rows:
 
 def _salvaged(lines: Sequence[bytes], schema: pa.Schema) -> Rows:
     """Lines that cannot be read, with those of their columns that can: one may be the id."""
-    faults = dict.fromkeys(bad_rows(lines, partial(_parsed, schema=pa.schema([]))), "the line is no JSON object")
-    objects = [row for row in range(len(lines)) if row not in faults]
+    no_objects = bad_rows(lines, partial(_parsed, schema=pa.schema([])))
+    objects = sorted(set(range(len(lines))).difference(no_objects))
+    faults = dict.fromkeys(no_objects, "the line is no JSON object")
     columns = []
     for field in schema:
-        values, wrong = _column([lines[row] for row in objects], pa.schema([field]))
+        parse = partial(_parsed, schema=pa.schema([field]))
+        wrong = [objects[place] for place in bad_rows([lines[row] for row in objects], parse)]
+        columns.append(parse_but(lines, {*no_objects, *wrong}, parse, pa.schema([field])).column(0))
         reason = f"column {field.name!r} is not {str(field.type)[:_TYPE_CHARS]} as at the beginning of the corpus"
-        for place in wrong:
-            faults.setdefault(objects[place], reason)
-        columns.append(values.take(places_of(objects, len(lines))))
+        faults = dict.fromkeys(wrong, reason) | faults  # of several columns, the first is named
     for row in objects:
         faults.setdefault(row, "the line cannot be read with all of its columns")
     return Rows(pa.table(columns, schema=schema), faults)
-
-
-def _column(lines: Sequence[bytes], schema: pa.Schema) -> tuple[pa.ChunkedArray, list[int]]:
-    """The values of the one column, and the lines whose value is not of its type: null there."""
-    wrong = bad_rows(lines, partial(_parsed, schema=schema))
-    good = np.delete(np.arange(len(lines)), wrong).tolist()
-    table = _parsed([lines[row] for row in good], schema) if good else schema.empty_table()
-    return table.column(0).take(places_of(good, len(lines))), wrong
 
 
 def _parsed(lines: Sequence[bytes], schema: pa.Schema) -> pa.Table:

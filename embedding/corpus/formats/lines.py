@@ -5,10 +5,11 @@ Such files say nothing about their rows, so a plan reads them through once, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from embedding.corpus.formats.found import RowError
@@ -120,12 +121,13 @@ def bad_rows(rows: Sequence[bytes], parse: Callable[[Sequence[bytes]], object]) 
     return sorted(bad)
 
 
-def places_of(rows: Sequence[int], among: int) -> pa.Int64Array:
-    """For each of so many rows its place in `rows`, null where it is not there: Arrow's `take` makes null rows of those."""
-    places: list[int | None] = [None] * among
-    for place, row in enumerate(rows):
-        places[row] = place
-    return pa.array(places, pa.int64())
+def parse_but(rows: Sequence[bytes], bad: Collection[int], parse: Callable[[Sequence[bytes]], pa.Table], schema: pa.Schema) -> pa.Table:
+    """What `parse` makes of the rows, of columns as in the schema; the `bad` ones it is not shown, and they are null."""
+    is_bad = np.zeros(len(rows), bool)
+    is_bad[list(bad)] = True
+    good = np.flatnonzero(~is_bad).tolist()
+    table = parse([rows[row] for row in good]) if good else schema.empty_table()
+    return table.take(pa.array(np.cumsum(~is_bad) - 1, mask=is_bad))  # a null place gives a null row
 
 
 def _decompressed(stream: pa.NativeFile | BinaryIO, source: Source) -> pa.NativeFile | BinaryIO:
