@@ -126,7 +126,7 @@ class EmbeddingWorker:
         self._output = Output(job.output)
         self._columns = VectorColumns(job.model.columns, job.output_dtype, job.calibration)
         # All that computes with torch does so in one thread. Each thread that does gets a team of OpenMP threads of its own, and of more
-        # than there are cores, GNU's OpenMP lets none wait awake for what comes next: on two cores a sixth of the speed.
+        # than there are cores, GNU's OpenMP lets none wait awake for what comes next: on two cores a tenth of the speed.
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._embedder = self._device.submit(self.load, job).result()
         self._windows = self._embedder.windows(job.long_text)
