@@ -83,12 +83,12 @@ class JobConfig(Config):
 
     input: Annotated[tuple[str, ...], _CORPUS, _LIST] = Field(
         min_length=1,
-        description="File, folder (read recursively), table or glob; local path or URL such as s3://bucket/corpus or "
-        "hf://datasets/owner/name. Repeatable.",
+        description="File, folder (read recursively), table or glob; a local path or a URL such as s3://bucket/corpus or "
+        "hf://datasets/owner/name. Takes several.",
     )
     input_format: Annotated[InputFormat, _CORPUS] = Field(
         "auto",
-        description="What the files are; auto: by their suffixes, Parquet where there is any.",
+        description="Format of the files; auto: by their suffixes, Parquet if there is any.",
     )
     text_column: Annotated[str, _CORPUS] = Field(
         "text", min_length=1, description="Column that holds the text; a dotted path reaches a nested field (doc.body)."
@@ -96,34 +96,36 @@ class JobConfig(Config):
     text_template: Annotated[str | None, _CORPUS] = Field(
         None,
         min_length=1,
-        description="Instead of --text-column: the text made of several columns, such as '{title}\\n\\n{body}'; {{ and }} are braces.",
+        description="Builds the text from several columns, instead of --text-column: '{title}\\n\\n{body}'; {{ and }} are literal braces.",
     )
     id_column: Annotated[str | None, _CORPUS] = Field(
-        None, description="Column copied into every shard as the row's identity; without it the shard has source and row_index."
+        None, description="Column copied to every shard as the row's identity; without it, shards have source and row_index."
     )
     keep_columns: Annotated[tuple[str, ...], _CORPUS, _LIST] = Field(
-        (), description="Further columns copied into every shard, types unchanged."
+        (), description="Further columns copied to every shard, types unchanged."
     )
     limit_rows: Annotated[PositiveInt | None, _CORPUS] = Field(None, description="Embed only the first N rows of the corpus.")
 
     output: Annotated[str, _OUTPUT] = Field(min_length=1, description="Folder for the shards; local path or fsspec URL.")
     output_dtype: Annotated[OutputDtype, _OUTPUT] = Field(
         "float32",
-        description="Numbers of the embedding columns: float32, float16, int8 (255 steps of each dimension's range, --calibration), "
-        "or a bit each, packed as sentence-transformers does: binary (int8) or ubinary (uint8).",
+        description="Number type of the embedding columns: float32, float16, int8 (255 steps of each dimension's range, --calibration), "
+        "or one bit per number, packed as in sentence-transformers: binary (int8) or ubinary (uint8).",
     )
     calibration: Annotated[str | None, _OUTPUT] = Field(
         None,
         min_length=1,
-        description="Ranges for --output-dtype int8: a .npy file (least, greatest number of each dimension) or another output's folder; "
+        description="Ranges for --output-dtype int8: a .npy file (least and greatest number of each dimension) or another output's folder; "
         "default: measured on a sample of the corpus when the output is begun.",
     )
     byte_stream_split: Annotated[bool, _OUTPUT, _FLAG] = Field(
         False, description="Encode the embedding column as BYTE_STREAM_SPLIT: smaller, but Spark 3.5 and fastparquet cannot read it."
     )
     token_columns: Annotated[bool, _OUTPUT, _FLAG] = Field(False, description="Add the columns num_tokens and truncated to every shard.")
-    restart: Annotated[bool, _OUTPUT, _FLAG] = Field(False, description="Delete what this output holds and begin again (asks to be sure).")
-    yes: Annotated[bool, _OUTPUT, _FLAG] = Field(False, description="Answer yes where the job would ask to be sure.")
+    restart: Annotated[bool, _OUTPUT, _FLAG] = Field(False, description="Delete what this output holds and start over (asks first).")
+    yes: Annotated[bool, _OUTPUT, _FLAG] = Field(
+        False, description="Confirm deletions: of --restart, and of shards whose input or rows are dropped."
+    )
 
     model: Annotated[str, _MODEL] = Field(
         DEFAULT_MODEL,
@@ -131,85 +133,85 @@ class JobConfig(Config):
         description="Folder, fsspec URL of one, or hub id of a transformers or sentence-transformers encoder with safetensors weights.",
     )
     revision: Annotated[str | None, _MODEL] = Field(None, description="Branch, tag or commit of a hub model.")
-    trust_remote_code: Annotated[bool, _MODEL, _FLAG] = Field(False, description="Run Python code that the model folder brings along.")
-    prompt: Annotated[str | None, _MODEL] = Field(None, description="Text put before every text, such as 'passage: '.")
+    trust_remote_code: Annotated[bool, _MODEL, _FLAG] = Field(False, description="Run Python code from the model folder.")
+    prompt: Annotated[str | None, _MODEL] = Field(None, description="Prefix for every text, such as 'passage: '.")
     prompt_name: Annotated[str | None, _MODEL] = Field(
         None, description="Name of a prompt in the model's own sentence-transformers configuration."
     )
     pooling: Annotated[Literal["auto"] | Pooling, _MODEL, _ONE_OF] = Field(
         "auto",
-        description="How token vectors become one vector; auto: as the model folder says, else mean (causal language models: lasttoken).",
+        description="How token vectors are combined; auto: as the model folder says, else mean (causal language models: lasttoken).",
     )
     normalize: Annotated[Literal["auto", "yes", "no"], _MODEL] = Field(
         "auto", description="Scale vectors to length 1; auto: as the model folder says, else no."
     )
     max_tokens: Annotated[PositiveInt | None, _MODEL] = Field(
         None,
-        description="Tokens of a text, or of a window of it (--long-text), that are read, special tokens and prompt included; "
+        description="Most tokens read of a text, or of one of its windows (--long-text), including special tokens and prompt; "
         "default: as the model folder says.",
     )
     long_text: Annotated[LongText, _MODEL] = Field(
         "truncate",
-        description="A text of more than --max-tokens: truncate reads its beginning, chunk gives a row for each window of it, "
-        "average one vector of all its windows, weighted by tokens, reject lists its row.",
+        description="What happens to a text of more than --max-tokens: truncate reads its beginning, chunk writes one row per window, "
+        "average writes one vector of all windows, weighted by tokens, reject lists the row as rejected.",
     )
     chunk_overlap: Annotated[NonNegativeInt, _MODEL] = Field(
-        0, description="Tokens that a window repeats of the one before, at most, in whole words or sentences."
+        0, description="Most tokens that a window repeats from the window before it, in whole words or sentences."
     )
     chunk_by: Annotated[ChunkBy, _MODEL] = Field(
-        "words", description="Where windows begin and end: at words, or at sentences, where one fits a window."
+        "words", description="Where windows begin and end: at words, or at sentences if a sentence fits in a window."
     )
     dimensions: Annotated[tuple[PositiveInt, ...], _MODEL, _LIST, Parameter(metavar="N")] = Field(
         (),
-        description="Keep only the first N dimensions (Matryoshka) and normalize again, unless --normalize is no; each further, "
-        "smaller N gets a column of its own, embedding_N.",
+        description="Keep only the first N dimensions (Matryoshka) and normalize again unless --normalize is no; each further, "
+        "smaller N gets its own column, embedding_N.",
     )
     precision: Annotated[Literal["auto"] | Precision, _MODEL, _ONE_OF] = Field(
-        "auto", description="Arithmetic of the encoder; auto: bf16 on GPUs, fp32 on CPUs."
+        "auto", description="Arithmetic precision of the encoder; auto: bf16 on GPUs, fp32 on CPUs."
     )
 
     batch_tokens: Annotated[Literal["auto"] | PositiveInt, _SPEED, _AUTO_OR_NUMBER] = Field(
         "auto",
-        description="Tokens encoded in one batch; auto: measured when a large corpus is begun, else 131072 on GPUs, 2048 on CPUs. "
-        "The first run's choice is kept with the output.",
+        description="Tokens per batch; auto: measured when a large corpus is begun, else 131072 on GPUs, 2048 on CPUs. "
+        "The output keeps the first run's choice.",
     )
     unit_rows: Annotated[Literal["auto"] | PositiveInt, _SPEED, _AUTO_OR_NUMBER] = Field(
         "auto",
-        description="Rows in a work unit, and so in a shard; auto: 10 seconds of work, measured when a large corpus (above "
-        "524288 rows on GPUs, 16384 on CPUs) is begun, else 65536 and 2048. The first run's choice is kept.",
+        description="Rows per work unit, and so per shard; auto: 10 seconds of work, measured when a large corpus (above "
+        "524288 rows on GPUs, 16384 on CPUs) is begun, else 65536 and 2048. The output keeps the first run's choice.",
     )
     workers: Annotated[str, _SPEED] = Field(
         "auto", description="Encoder processes: auto (as many as fit the cluster), N, or MIN:MAX (grows and shrinks)."
     )
     gpus_per_worker: Annotated[Literal["auto"] | Annotated[float, Field(ge=0)], _SPEED, _AUTO_OR_NUMBER] = Field(
-        "auto", description="GPUs (or share of one) that a worker holds; auto: 1 where the cluster has GPUs, else 0."
+        "auto", description="GPUs (or a fraction of one) per worker; auto: 1 if the cluster has GPUs, else 0."
     )
     cpus_per_worker: Annotated[Literal["auto"] | PositiveInt, _SPEED, _AUTO_OR_NUMBER] = Field(
         "auto",
-        description="CPU cores a worker holds; auto: 1 beside a GPU, else a node's cores (in a running cluster one less, for the reads).",
+        description="CPU cores per worker; auto: 1 with a GPU, else all cores of a node (in a running cluster one fewer, for the reads).",
     )
-    max_unit_attempts: Annotated[PositiveInt, _SPEED] = Field(3, description="Tries after which a unit that keeps failing is set aside.")
+    max_unit_attempts: Annotated[PositiveInt, _SPEED] = Field(3, description="Number of tries after which a failing unit is set aside.")
 
     bad_rows: Annotated[BadRows, _RUN] = Field(
         "reject",
-        description="Bad lines, rows without text or finite vector: reject lists them, fail fails their unit (an unreadable file the run).",
+        description="Bad lines, rows without text or finite vector: reject lists them, fail fails their unit (unreadable file: the run).",
     )
     dry_run: Annotated[bool, _RUN, _FLAG] = Field(
-        False, description="Tell what would be done, how long it would take and what it would cost, write nothing, and stop."
+        False, description="Show what would be done, how long it would take and what it would cost; write nothing."
     )
-    gpu_hour_price: Annotated[PositiveFloat | None, _RUN] = Field(None, description="Price of a GPU for an hour: --dry-run tells the cost.")
+    gpu_hour_price: Annotated[PositiveFloat | None, _RUN] = Field(None, description="Price of one GPU hour, for the cost in --dry-run.")
     rate: Annotated[PositiveFloat | None, _RUN] = Field(
-        None, description="Tokens a second of one worker: --dry-run counts with it; default: as measured, where that is possible."
+        None, description="Tokens per second of one worker, for the time in --dry-run; default: measured, if possible."
     )
     json_summary: Annotated[str | None, _RUN] = Field(None, description="Also write the JSON summary to this path or URL.")
     report: Annotated[Literal["yes", "no"], _RUN] = Field(
-        "yes", description="Write a report of the run with figures, _control/runs/<run>/report.html; it quotes ids and kept columns."
+        "yes", description="Write an HTML report of the run, _control/runs/<run>/report.html; it quotes ids and kept columns."
     )
     progress: Annotated[ProgressStyle, _RUN] = Field(
         "auto", description="Progress display: bar, log lines or none; auto: a bar in a terminal, else log lines."
     )
-    quiet: Annotated[bool, _RUN, _FLAG] = Field(False, description="Say nothing but errors and the summary.")
-    verbose: Annotated[bool, _RUN, _FLAG] = Field(False, description="Say more, such as which requests to a store are tried again.")
+    quiet: Annotated[bool, _RUN, _FLAG] = Field(False, description="Print only errors and the summary.")
+    verbose: Annotated[bool, _RUN, _FLAG] = Field(False, description="Print more, such as which store requests are retried.")
     lease_seconds: Annotated[PositiveFloat, _RUN] = Field(
         30.0, description="Seconds without a sign of life after which another run may take over the output."
     )

@@ -26,24 +26,22 @@ class VerifyConfig(Config):
 
     output: Annotated[str, _OUTPUT] = Field(min_length=1, description="Folder that the job wrote; local path or fsspec URL.")
     repair: Annotated[bool, _OUTPUT, _FLAG] = Field(
-        False, kw_only=True, description="Delete what is proved bad, so that the job's next run makes just that anew."
+        False, kw_only=True, description="Delete what is proved bad, so that the job's next run rebuilds only that."
     )
 
     sample: Annotated[NonNegativeInt, _SAMPLE] = Field(
-        100, kw_only=True, description="Random rows that are embedded again in fp32 and compared; 0: none, and no model is needed."
+        100, kw_only=True, description="Random rows to embed again in fp32 and compare; 0: none, and no model is needed."
     )
     seed: Annotated[NonNegativeInt | None, _SAMPLE] = Field(
-        None, kw_only=True, description="Choose the rows of an earlier proof again; default: others each time."
+        None, kw_only=True, description="Seed of an earlier verification, to choose the same rows; default: different rows each time."
     )
     model: Annotated[str | None, _SAMPLE] = Field(
         None, min_length=1, kw_only=True, description="Folder, URL or hub id of the model; default: where the job's last run found it."
     )
-    trust_remote_code: Annotated[bool, _SAMPLE, _FLAG] = Field(
-        False, kw_only=True, description="Run Python code that the model folder brings along."
-    )
+    trust_remote_code: Annotated[bool, _SAMPLE, _FLAG] = Field(False, kw_only=True, description="Run Python code from the model folder.")
 
     workers: Annotated[Literal["auto"] | PositiveInt, _RUN, _AUTO_OR_NUMBER] = Field(
-        "auto", kw_only=True, description="Shards checked at once; auto: one a CPU core of the cluster."
+        "auto", kw_only=True, description="Shards checked at once; auto: one per CPU core of the cluster."
     )
     json_summary: Annotated[str | None, _RUN] = Field(
         None, kw_only=True, description="Also write the JSON summary, with every finding, to this path or URL."
