@@ -33,7 +33,7 @@ REPOSITORY = README.parent
 ARCHITECTURE, MODELS = REPOSITORY / "docs" / "architecture.md", REPOSITORY / "docs" / "models.md"
 PAGES = [README, REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 RECIPES, GUIDE = REPOSITORY / "docs" / "recipes.md", REPOSITORY / "docs" / "guide.md"
-TROUBLES = REPOSITORY / "docs" / "troubleshooting.md"
+TROUBLES, RELIABILITY = REPOSITORY / "docs" / "troubleshooting.md", REPOSITORY / "docs" / "reliability.md"
 SCRIPT = "jobs/embed_corpus.py"
 RAY = Path(sys.executable).with_name("ray")
 
@@ -150,8 +150,8 @@ def test_the_first_command(first_run: JobResult) -> None:
 
 
 def test_every_status_is_named() -> None:
-    assert set(get_args(Status)) <= set(quoted(section(README, "## What it answers")))
-    assert set(get_args(ProofStatus)) <= set(quoted(unfenced(section(README, "## Prove it"))))
+    assert set(get_args(Status)) <= set(quoted(section(README, "## Exit codes and summary")))
+    assert set(get_args(ProofStatus)) <= set(quoted(unfenced(section(RELIABILITY, "## Verify an output"))))
 
 
 def test_the_output_is_drawn_as_it_is(first_run: JobResult, place: Path) -> None:
@@ -196,7 +196,7 @@ def test_python_runs(block: Block, first_run: JobResult, capsys: pytest.CaptureF
 def test_the_guide_begins_as_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     """Its steps up to the second one, to the letter; the others need a store, a hub or a cluster."""
     statuses = []
-    for block in sections(GUIDE)["1. A corpus of your own, on your own machine"] + sections(GUIDE)["2. Look at the result"]:
+    for block in sections(GUIDE)["1. Embed your own corpus on one machine"] + sections(GUIDE)["2. Look at the result"]:
         if block.language == "python":
             exec(compile(block.text, str(block), "exec"), {})
         else:
@@ -217,13 +217,13 @@ def test_tables_are_those_of_the_code(page: Path) -> None:
 
 def test_the_main_options_are_there() -> None:
     named = [option for row in rows(section(README, "## Options"), "Option") for option in quoted(row[0])]
-    every = {row[0].strip("`") for row in rows(section(OPTIONS, "## Of the job"), "Option") if row[0].startswith("`")}
+    every = {row[0].strip("`") for row in rows(section(OPTIONS, "## Job options"), "Option") if row[0].startswith("`")}
     assert len(named) > 20
     assert set(named) <= every
 
 
 def test_every_option_is_said_to_change_vectors_or_not() -> None:
-    first_cells = [row[0] for row in rows(README.read_text(), "When you run again with another ...")]
+    first_cells = [row[0] for row in rows(OPTIONS.read_text(), "If you run again with a different ...")]
     named = [option for cell in first_cells for option in quoted(cell)]
     assert sorted([*named, "--restart"]) == sorted(f"--{name.replace('_', '-')}" for name in JobConfig.model_fields)
 
@@ -251,12 +251,12 @@ def skeletons() -> list[str]:
 
 
 def test_messages_are_those_of_the_code() -> None:
-    listed = rows(TROUBLES.read_text(), "Message")
+    listed = [row for found in TROUBLES.read_text().split("\n## ") for row in rows(found, "Message")]
     messages = [message for row in listed for message in quoted(row[0])]
     patterns = {message: ".*".join(map(re.escape, message.split("…"))) for message in messages}
     known = skeletons()
     assert len(messages) >= 30
-    common = rows(section(README, "## When it complains"), "Message")
+    common = rows(section(README, "## Troubleshooting"), "Message")
     assert common
     assert [row for row in common if row not in listed] == []
     assert [message for message, pattern in patterns.items() if not any(re.search(pattern, text, re.DOTALL) for text in known)] == []
