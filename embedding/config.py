@@ -122,7 +122,9 @@ class JobConfig(Config):
         False, description="Encode the embedding column as BYTE_STREAM_SPLIT: smaller, but Spark 3.5 and fastparquet cannot read it."
     )
     token_columns: Annotated[bool, _OUTPUT, _FLAG] = Field(False, description="Add the columns num_tokens and truncated to every shard.")
-    restart: Annotated[bool, _OUTPUT, _FLAG] = Field(False, description="Delete what this output holds and start over (asks first).")
+    restart: Annotated[bool, _OUTPUT, _FLAG] = Field(
+        False, description="Delete what this output holds and start over; asks first, and without a terminal needs --yes."
+    )
     yes: Annotated[bool, _OUTPUT, _FLAG] = Field(
         False, description="Confirm deletions: of --restart, and of shards whose input or rows are dropped."
     )
