@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from transformers import AutoModel
 
 from benchmarks.data import SHAPES, BenchModel
-from benchmarks.stages import Result, Setting
+from benchmarks.setting import Result, Setting
 from benchmarks.timing import interleave, rate, ratio
 from embedding.config import Precision
 from embedding.model.embedder import Embedder

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.stages import Setting
+from benchmarks.setting import Setting
 from embedding.corpus.ledger import CommitRecord, records_from_table
 from embedding.corpus.plan import plan_units
 from embedding.corpus.reader import Columns, read_layouts

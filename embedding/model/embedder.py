@@ -85,7 +85,7 @@ class Embedder:
             "transformers": transformers.__version__,
             "tokenizers": tokenizers.__version__,
             "tokenized_by": "nanotoken" if self._tokenizer.is_fast else "tokenizers",
-            "batches": "packed" if self.packed else f"padded: {self._encoder.reason}",
+            "batches": self._encoder.manner,
         }
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:

@@ -179,7 +179,8 @@ class EmbeddingWorker:
         return self._failed(unit, f"{error} (set aside after {self._job.max_unit_attempts} attempts)")
 
     def _note(self, batch_tokens: int) -> str:
-        notes = [] if self._embedder.packed else [f"the model runs {self._embedder.description['batches']}"]
+        manner = self._embedder.description["batches"]
+        notes = [] if manner == "packed" else [f"the model runs {manner}"]
         if batch_tokens < self._job.batch_tokens:
             notes.append(f"batches of {self._job.batch_tokens} tokens do not fit the memory of {self._name}; it uses {batch_tokens}")
         return "; ".join(notes)

@@ -137,7 +137,7 @@ def test_a_model_that_cannot_run_packed_says_so(tmp_path: Path, caplog: pytest.L
     folder = save_model(tmp_path, "mpnet")
     embedder = Embedder(spec_of(folder))
     assert not embedder.packed
-    assert caplog.text.count("runs in padded batches: the mpnet classes") == 1
+    assert caplog.text.count("runs padded: the mpnet classes") == 1
     assert embedder.description["batches"].startswith("padded: ")
     result = embedder.embed(embedder.tokenize(["a", "one two three four"]), 1000)
     assert result.padding_tokens > 0
