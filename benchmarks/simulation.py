@@ -87,6 +87,7 @@ def sleeping_worker(seconds_per_row: float) -> type[EmbeddingWorker]:
 
     class SleepingEmbedder:
         packed = True
+        lanes = 1
         description: Mapping[str, str] = {"batches": "packed"}
 
         def windows(self, long: LongTexts) -> Callable[[Sequence[str]], Pieces]:

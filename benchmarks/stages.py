@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -73,9 +75,13 @@ def encoder_stage(setting: Setting, *, batch_tokens: int | None = None, compiled
     hidden = [encoder(batch) for batch in batches]
     pinned = [torch.empty((len(batch.lengths), spec.dimensions), pin_memory=device.type == "cuda") for batch in batches]
 
+    threads = torch.get_num_threads()
+    lanes = ThreadPoolExecutor(threads if device.type == "cpu" else 1)
+
     def encode() -> None:
-        for batch in batches:
-            encoder(batch)
+        torch.set_num_threads(1)  # a batch in each of as many threads, as the job does it
+        deque(lanes.map(encoder, batches), maxlen=0)
+        torch.set_num_threads(threads)
 
     def pool() -> None:
         with torch.inference_mode():

@@ -170,7 +170,7 @@ class JobConfig(Config):
 
     batch_tokens: Annotated[Literal["auto"] | PositiveInt, _SPEED, _AUTO_OR_NUMBER] = Field(
         "auto",
-        description="Tokens encoded in one batch; auto: measured when a large corpus is begun, else 131072 on GPUs, 2048 on CPUs. "
+        description="Tokens encoded in one batch; auto: measured when a large corpus is begun, else 131072 on GPUs, 1024 on CPUs. "
         "The first run's choice is kept with the output.",
     )
     unit_rows: Annotated[Literal["auto"] | PositiveInt, _SPEED, _AUTO_OR_NUMBER] = Field(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
-_TYPICAL_TOKENS: Final = 2048
+_TYPICAL_TOKENS: Final = 1024
 """Of a batch on a CPU: oneDNN lays the weights out for products of that size, and multiplies any other with them."""
 _TOLERANCE: Final = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """Largest difference of two products of numbers around 1, both rounded to that type."""

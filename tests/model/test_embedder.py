@@ -167,6 +167,13 @@ def test_tokenizing_goes_on_while_another_thread_encodes(folder: Path) -> None:
     assert all(other.result().ids.tolist() == tokens.ids.tolist() for other in others)
 
 
+def test_the_bits_do_not_depend_on_the_number_of_threads(folder: Path) -> None:
+    alone, together = (Embedder(spec_of(folder), device="cpu", threads=threads) for threads in (1, 3))
+    assert (alone.lanes, together.lanes) == (1, 3)
+    tokens = alone.tokenize(TEXTS)
+    assert alone.embed(tokens, 60).vectors_RD.tobytes() == together.embed(tokens, 60).vectors_RD.tobytes()
+
+
 def test_a_text_without_any_token_gets_zeros(tmp_path: Path) -> None:
     folder = save_model(tmp_path, "bert")
     settings = json.loads((folder / "tokenizer.json").read_text())
