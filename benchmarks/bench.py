@@ -23,7 +23,8 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.data import SHAPES, BenchModel, ModelName, make_model, make_texts
 from benchmarks.peers import OURS, peers_stage
-from benchmarks.stages import Result, Setting, cuda_sweep, encoder_stage, memory_stage, parquet_stage, tokenizer_stage, write_stage
+from benchmarks.setting import Result, Setting
+from benchmarks.stages import cuda_sweep, encoder_stage, memory_stage, parquet_stage, tokenizer_stage, write_stage
 from embedding.config import Precision
 
 STAGES = ("tokenizer", "encoder", "write", "parquet", "peers", "memory", "sweep")
@@ -162,7 +163,8 @@ def _rows(corpus: Result) -> Iterator[tuple[str, str]]:
         yield "tokenizer: ratio", f"{stage['ratio']:.1f}, {stage['mismatches']} of {stage['texts']:,} texts cut otherwise"
     for precision, stage in stages.get("encoder", {}).items():
         yield f"encoder {precision}", f"{stage['tokens_per_second']:,.0f} tokens/s"
-        yield f"encoder {precision}: share of the matrix rate", f"{stage['mfu']:.0%} of {stage['matrix_tflops']:.2f} TFLOP/s"
+        peak = f"{stage['matrix_tflops']:.2f} TFLOP/s by {stage['matrix_products']}"
+        yield f"encoder {precision}: share of the matrix rate", f"{stage['mfu']:.0%} of {peak}"
         yield f"pooling and copy {precision}: share of encoding", f"{stage['pooling_share']:.1%}"
     if stage := stages.get("write"):
         yield "shard write", f"{stage['rows_per_second']:,.0f} rows/s, {stage['megabytes_per_second']:.0f} MB/s"
@@ -183,7 +185,7 @@ def _rows(corpus: Result) -> Iterator[tuple[str, str]]:
             f"{grown['host']:+.1f} MB on the host, {grown['device']:+.1f} MB on the device",
         )
     for one in stages.get("sweep", []):
-        label = f"encoder {one['precision']}, batches of {one['batch_tokens']:,}{', compiled' if one['compiled'] else ''}"
+        label = f"encoder {one['precision']}, batches of {one['batch_tokens']:,}{'' if one['compiled'] else ', not compiled'}"
         measured = f"{one.get('tokens_per_second', 0):,.0f} tokens/s, {one.get('mfu', 0):.0%}"
         yield label, f"not measured: {one['not_measured']}" if "not_measured" in one else measured
     for name, reason in corpus["not_measured"].items():

@@ -21,8 +21,8 @@ import ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
 from benchmarks.data import make_model
+from benchmarks.setting import Result
 from benchmarks.simulation import GROUPS, ROWS, planned, sleeping_worker, worker_job, write_corpus
-from benchmarks.stages import Result
 from embedding.corpus.ledger import CommitRecord
 from embedding.run.cluster import quiet_ray
 from embedding.run.pipeline import run_units

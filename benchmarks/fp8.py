@@ -24,13 +24,13 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from benchmarks.bench import hardware, versions
 from benchmarks.data import SHAPES, BenchModel, make_model
-from benchmarks.stages import Result
+from benchmarks.setting import Result
 from embedding.config import Precision
 from embedding.model.embedder import Embedder
+from embedding.model.linear import Linear
 
 LEAST_COSINE = 0.999
 """What the vectors must keep of those in fp32 to be worth a faster product."""
@@ -73,7 +73,7 @@ def main(words: Sequence[str] | None = None) -> Result:
 
 
 def fp8_product(found_TF: Tensor, weight_OF: Tensor, bias_O: Tensor) -> Tensor:
-    """What `linear` gives, by numbers of 8 bits: [T, O] in bfloat16."""
+    """What `Linear` gives, by numbers of 8 bits: [T, O] in bfloat16."""
     found, found_scales = _scaled(found_TF)
     weight, weight_scales = _scaled(weight_OF)
     made: Tensor = torch._scaled_mm(
@@ -89,13 +89,19 @@ def _scaled(numbers: Tensor) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _in_fp8(shapes: Collection[tuple[int, int]]) -> Iterator[None]:
-    """The encoder's products by weights of these shapes, while the block runs."""
+    """The products by weights of these shapes, of encoders that are made while the block runs."""
 
-    def product(found_TF: Tensor, weight_OF: Tensor, bias_O: Tensor) -> Tensor:
-        return (fp8_product if tuple(weight_OF.shape) in shapes else linear)(found_TF, weight_OF, bias_O)
+    def product(weight_OF: Tensor, bias_O: Tensor) -> Linear:
+        return (_Fp8Linear if tuple(weight_OF.shape) in shapes else Linear)(weight_OF, bias_O)
 
-    with patch("embedding.model.bert.linear", product):
+    with patch("embedding.model.bert.linear_for", product):
         yield
+
+
+class _Fp8Linear(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.bias is not None
+        return fp8_product(x, self.weight, self.bias)
 
 
 def _vectors(model: BenchModel, precision: Precision, texts: Sequence[str]) -> npt.NDArray[np.float32]:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.bench import hardware, versions
 from benchmarks.data import make_model
-from benchmarks.stages import Result
+from benchmarks.setting import Result
 from embedding.model.tokenizer import TokenizedTexts, Tokenizer
 
 _AT_ONCE = 20_000

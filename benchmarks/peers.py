@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from transformers import AutoModel
 
 from benchmarks.data import SHAPES, BenchModel
-from benchmarks.stages import Result, Setting
+from benchmarks.setting import Result, Setting
 from benchmarks.timing import interleave, rate, ratio
 from embedding.config import Precision
 from embedding.model.embedder import Embedder
@@ -33,9 +33,11 @@ OURS = "this project"
 
 def peers_stage(setting: Setting, scratch: Path) -> Result:
     """The project and each peer with the batch size that suits it best on these texts."""
-    embedder = Embedder(setting.model.spec(setting.precision), device=setting.device, threads=torch.get_num_threads())
+    threads = torch.get_num_threads()
+    embedder = Embedder(setting.model.spec(setting.precision), device=setting.device, threads=threads)
 
     def ours() -> Vectors:
+        torch.set_num_threads(1)  # what Embedder sets, and the peers do not want
         return embedder.embed(embedder.tokenize(setting.texts), setting.batch_tokens).vectors_RD
 
     expected = ours()
@@ -45,7 +47,8 @@ def peers_stage(setting: Setting, scratch: Path) -> Result:
     contestants: dict[str, Callable[[], Vectors]] = {OURS: ours}
     for name, make in _peers(setting, scratch).items():
         try:
-            embed = make()
+            torch.set_num_threads(threads)
+            embed = _with_threads(threads, make())
             batch_rows[name] = _best_batch(embed, setting)
         except Exception as error:  # noqa: BLE001 - a peer that is not there or cannot run is a line of the table
             missing[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
@@ -92,6 +95,14 @@ def _peers(setting: Setting, scratch: Path) -> dict[str, Callable[[], Embed]]:
     if setting.device == "cpu" and setting.precision == "fp32":
         found["ONNX Runtime fp32"] = lambda: _onnx(setting.model, scratch / "model.onnx")
     return found
+
+
+def _with_threads(threads: int, embed: Embed) -> Embed:
+    def embed_so(texts: list[str], rows: int) -> Vectors:
+        torch.set_num_threads(threads)
+        return embed(texts, rows)
+
+    return embed_so
 
 
 def _sentence_transformers(model: BenchModel, device: str, precision: Precision) -> Embed:

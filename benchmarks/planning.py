@@ -8,8 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from benchmarks.setting import Result
 from benchmarks.simulation import COLUMNS, FINGERPRINT, GROUPS, ROWS, Stock, planned, write_corpus, write_shards
-from benchmarks.stages import Result
 from embedding.corpus.output import Output
 from embedding.corpus.plan import Unit, plan_units
 from embedding.corpus.reader import read_layouts

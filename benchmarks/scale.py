@@ -19,8 +19,8 @@ from pathlib import Path
 from benchmarks.bench import hardware, versions
 from benchmarks.feeding import begin_stage, efficiency_stage, memory_stage, rate_stage, tail_stage
 from benchmarks.planning import plan_stage
+from benchmarks.setting import Result
 from benchmarks.simulation import GROUPS, Stock
-from benchmarks.stages import Result
 
 STAGES = ("plan", "begin", "rate", "efficiency", "tail", "memory")
 

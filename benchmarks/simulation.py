@@ -87,7 +87,8 @@ def sleeping_worker(seconds_per_row: float) -> type[EmbeddingWorker]:
 
     class SleepingEmbedder:
         packed = True
-        description: Mapping[str, str] = {"batches": "none"}
+        lanes = 1
+        description: Mapping[str, str] = {"batches": "packed"}
 
         def windows(self, long: LongTexts) -> Callable[[Sequence[str]], Pieces]:
             del long

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tokenizers
 import torch
 
 from benchmarks.data import SHAPES, BenchModel
+from benchmarks.setting import Result, Setting
 from benchmarks.timing import interleave, rate, ratio
 from embedding.config import Precision
-from embedding.model.batching import batch_end, default_batch_tokens, longest_first
+from embedding.model.batching import batch_end, longest_first
 from embedding.model.encoder import DTYPES, Encoder
+from embedding.model.linear import linear_for, onednn_fits_on
 from embedding.model.packing import PackedBatch, pack
 from embedding.model.pooling import Head
 from embedding.model.tokenizer import TokenizedTexts
@@ -26,29 +31,10 @@ from embedding.model.tokenizer import Tokenizer as JobTokenizer
 if TYPE_CHECKING:
     from embedding.corpus.ledger import CommitRecord
 
-Result = dict[str, Any]
-
 _UNITS = 16
 _MEMORY_UNITS = 600
 _MEMORY_REPEATS = 20
 """How often the texts follow one another in the corpus of the memory stage."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all stages of one table share."""
-
-    model: BenchModel
-    texts: list[str]
-    device: str
-    precision: Precision
-    rounds: int
-    batch_tokens: int
-
-    @classmethod
-    def of(cls, model: BenchModel, texts: list[str], device: str, precision: Precision, rounds: int) -> Setting:
-        """With the batch that the job would take."""
-        return cls(model, texts, device, precision, rounds, default_batch_tokens(device, model.max_tokens))
 
 
 def tokenizer_stage(setting: Setting) -> Result:
@@ -73,22 +59,29 @@ def tokenizer_stage(setting: Setting) -> Result:
     }
 
 
-def encoder_stage(setting: Setting, *, batch_tokens: int | None = None, compiled: bool = False) -> Result:
-    """Batches -> hidden states, pooling with the copy back, and the matrix products alone, in the same rounds."""
+def encoder_stage(setting: Setting, *, batch_tokens: int | None = None, compiled: bool = True) -> Result:
+    """Batches -> hidden states, pooling with the copy back, and the matrix products alone, in the same rounds.
+
+    `compiled` False: without torch's compiler, which the job uses on GPUs.
+    """
     spec, device = setting.model.spec(setting.precision), torch.device(setting.device)
     tokens = JobTokenizer(spec, setting.model.folder)(setting.texts)
     encoder = Encoder(spec, setting.model.folder, device, setting.precision)
-    if compiled:
-        encoder._model.module = torch.compile(encoder._model.module, dynamic=True)  # type: ignore[attr-defined]  # both kinds have it
+    if not compiled and (own := getattr(encoder._model.module, "steps", None)):  # type: ignore[attr-defined]  # both kinds have it
+        own[:] = encoder._model.module.layers  # type: ignore[attr-defined]
     head = Head(spec, setting.model.folder, device, prompt_tokens=0)
     budget = batch_tokens or setting.batch_tokens
     batches = list(_batches(tokens, budget, device))
     hidden = [encoder(batch) for batch in batches]
     pinned = [torch.empty((len(batch.lengths), spec.dimensions), pin_memory=device.type == "cuda") for batch in batches]
 
+    threads = torch.get_num_threads()
+    lanes = ThreadPoolExecutor(threads if device.type == "cpu" else 1)
+
     def encode() -> None:
-        for batch in batches:
-            encoder(batch)
+        torch.set_num_threads(1)  # a batch in each of as many threads, as the job does it
+        deque(lanes.map(encoder, batches), maxlen=0)
+        torch.set_num_threads(threads)
 
     def pool() -> None:
         with torch.inference_mode():
@@ -96,9 +89,10 @@ def encoder_stage(setting: Setting, *, batch_tokens: int | None = None, compiled
                 place.copy_(head(states, batch), non_blocking=True)
 
     products = _products(setting.model, min(budget, len(tokens.ids)), DTYPES[setting.precision], device)
-    times = interleave({"encoder": encode, "pooling and copy": pool, "matrix products": products.run}, setting.rounds)
+    times = interleave({"encoder": encode, "pooling and copy": pool, **{kind: each.run for kind, each in products.items()}}, setting.rounds)
     work = setting.model.flop(tokens.lengths)
-    matrix = [products.flop / time for time in times["matrix products"]]
+    fastest = min(products, key=lambda kind: float(np.median(times[kind])))
+    matrix = [products[fastest].flop / time for time in times[fastest]]
     mfu = np.median([work / time / peak for time, peak in zip(times["encoder"], matrix, strict=True)])
     return {
         "precision": setting.precision,
@@ -110,7 +104,9 @@ def encoder_stage(setting: Setting, *, batch_tokens: int | None = None, compiled
         "tokens_per_second": rate(len(tokens.ids), times["encoder"]),
         "pooling_rows_per_second": rate(len(tokens.lengths), times["pooling and copy"]),
         "pooling_share": 1 / (1 + ratio(times["pooling and copy"], times["encoder"])),
+        "batches": encoder.manner,
         "matrix_tflops": float(np.median(matrix)) / 1e12,
+        "matrix_products": fastest,
         "mfu": float(mfu),
     }
 
@@ -129,27 +125,29 @@ def _batches(tokens: TokenizedTexts, budget: int, device: torch.device) -> Itera
 class _Products:
     """The matrix products of one layer on random data: four h x h, one h x 4h, one 4h x h, times `repeats`."""
 
-    pairs: list[tuple[torch.Tensor, torch.Tensor]]
+    pairs: list[tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]]
     flop: float
     repeats: int
 
     def run(self) -> None:
-        for _ in range(self.repeats):
-            for left, right in self.pairs:
-                torch.mm(left, right)
+        with torch.inference_mode():
+            for _ in range(self.repeats):
+                for left, multiply in self.pairs:
+                    multiply(left)
 
 
-def _products(model: BenchModel, rows: int, dtype: torch.dtype, device: torch.device) -> _Products:
+def _products(model: BenchModel, rows: int, dtype: torch.dtype, device: torch.device) -> dict[str, _Products]:
+    """By torch.mm and by the job's own choice where that is another; the faster is the rate of this machine."""
     _, width, _ = SHAPES[model.name]
     shapes = [(width, width)] * 4 + [(width, 4 * width), (4 * width, width)]
-    # Weights are stored [out, in], and so are their stand-ins.
-    pairs = [
-        (torch.randn(rows, inner, device=device).to(dtype), torch.randn(outer, inner, device=device).to(dtype).t())
-        for inner, outer in shapes
-    ]
+    lefts = [torch.randn(rows, inner, device=device).to(dtype) for inner, _ in shapes]
+    weights = [torch.randn(outer, inner, device=device).to(dtype) for inner, outer in shapes]
     flop = sum(2.0 * rows * inner * outer for inner, outer in shapes)
     repeats = max(1, round((2e13 if device.type == "cuda" else 5e10) / flop))
-    return _Products(pairs, repeats * flop, repeats)
+    kinds: dict[str, list[Callable[[torch.Tensor], torch.Tensor]]] = {"torch.mm": [partial(torch.mm, mat2=one.t()) for one in weights]}
+    if onednn_fits_on(device, dtype):
+        kinds["oneDNN"] = [linear_for(one, None) for one in weights]
+    return {kind: _Products(list(zip(lefts, each, strict=True)), repeats * flop, repeats) for kind, each in kinds.items()}
 
 
 def write_stage(setting: Setting, scratch: Path) -> Result:
@@ -232,7 +230,7 @@ def cuda_sweep(setting: Setting, precisions: tuple[Precision, ...]) -> list[Resu
     found: list[Result] = []
     for precision in precisions:
         for batch_tokens in (8_192, 16_384, 32_768, 65_536, 131_072, 262_144):
-            for compiled in (False, True):
+            for compiled in (True, False):
                 one = Setting(setting.model, setting.texts, setting.device, precision, max(3, setting.rounds // 2), batch_tokens)
                 started = time.perf_counter()
                 try:

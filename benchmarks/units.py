@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.stages import Setting
+from benchmarks.setting import Setting
 from embedding.corpus.ledger import CommitRecord, records_from_table
 from embedding.corpus.plan import plan_units
 from embedding.corpus.reader import Columns, read_layouts
@@ -49,10 +49,9 @@ class Units:
         self._worker = EmbeddingWorker(job, self._attempts)
 
     def encode(self, ready: Iterable[TokenizedTexts], batch_tokens: int) -> None:
-        """What the worker's encoder does, and nothing else: in the thread that it has for that, of tokens that are ready."""
-        embedder, device = self._worker._embedder, self._worker._device
+        """What the worker's encoder does with tokens that are ready, and nothing else."""
         for tokens in ready:
-            device.submit(embedder.embed, tokens, batch_tokens).result()
+            self._worker._embedder.embed(tokens, batch_tokens)
 
     def embed(self) -> Iterator[CommitRecord]:
         """Embed and commit all of them, whether they are committed already or not; their records as they come.

@@ -174,7 +174,7 @@ class JobConfig(Config):
 
     batch_tokens: Annotated[Literal["auto"] | PositiveInt, _SPEED, _AUTO_OR_NUMBER] = Field(
         "auto",
-        description="Tokens per batch; auto: measured when a large corpus is begun, else 131072 on GPUs, 2048 on CPUs. "
+        description="Tokens per batch; auto: measured when a large corpus is begun, else 131072 on GPUs, 1024 on CPUs. "
         "The output keeps the first run's choice.",
     )
     unit_rows: Annotated[Literal["auto"] | PositiveInt, _SPEED, _AUTO_OR_NUMBER] = Field(

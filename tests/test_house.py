@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,13 @@ def test_imports_point_downwards(path: Path) -> None:
     used = {part_of(module) for module in imports(path) if module.split(".")[0] in ("embedding", "jobs")}
     assert used <= MAY_IMPORT[part]
     assert not {module.split(".")[0] for module in imports(path)} & FOREIGN_TO.get(part, set())
+
+
+def test_no_modules_import_each_other() -> None:
+    """Not in a circle of several either: TopologicalSorter raises CycleError, which names it."""
+    modules = {module_of(path): path for path in SOURCES if module_of(path) != "embedding"}
+    order = list(TopologicalSorter({module: modules.keys() & set(imports(path)) for module, path in modules.items()}).static_order())
+    assert order.index("embedding.errors") < order.index("embedding.corpus.plan") < order.index("embedding.run.pipeline")
 
 
 def test_ray_is_imported_in_few_places() -> None:

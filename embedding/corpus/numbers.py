@@ -92,8 +92,12 @@ def lengths(values_RW: NDArray[Any], ranges_2D: Floats | None = None) -> tuple[N
 
 
 def outside(vectors_RD: Floats, ranges_2D: Floats) -> int:
-    """How many numbers are outside of the ranges, and so are clipped to the first step or the last."""
-    return int(np.count_nonzero((vectors_RD < ranges_2D[0]) | (vectors_RD > ranges_2D[1])))
+    """How many numbers are outside of the ranges, and so are clipped to the first step or the last.
+
+    Not those outside by less than a hundredth of a step: the same text rounds otherwise in another batch than that of the sample.
+    """
+    margin_D = _steps(ranges_2D) / 100
+    return int(np.count_nonzero((vectors_RD < ranges_2D[0] - margin_D) | (vectors_RD > ranges_2D[1] + margin_D)))
 
 
 def rounding(ranges_2D: Floats) -> float:

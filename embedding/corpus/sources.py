@@ -16,19 +16,9 @@ from embedding.corpus import hub
 from embedding.corpus.formats.names import AUTO, Format, format_by_name, format_of
 from embedding.corpus.requests import WRONG_PATH, explained, with_retries
 from embedding.corpus.storage import filesystem_of, is_local
-from embedding.corpus.tables.found import (
-    REWRITE,
-    Details,
-    Kind,
-    Table,
-    is_metadata,
-    read_table,
-    refuse_below,
-    refuse_inside,
-    tables_in,
-    up_to_a_table,
-    url_of,
-)
+from embedding.corpus.tables.found import is_metadata, refuse_below, refuse_inside, tables_in, up_to_a_table, url_of
+from embedding.corpus.tables.read import read_table
+from embedding.corpus.tables.table import REWRITE, Details, Kind, Table
 from embedding.errors import CorpusError, SourceChangedError
 
 log = logging.getLogger(__name__)

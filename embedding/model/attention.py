@@ -25,8 +25,13 @@ def attend(
 
     `scaling` is 1 / sqrt(K) unless given. `window` w lets token i see token j where |i - j| < w.
     """
-    by_kernel = query_THK.is_cuda and value_TGK.dtype in (torch.float16, torch.bfloat16)
-    return (_by_kernel if by_kernel else _by_length)(query_THK, key_TGK, value_TGK, rows, scaling, causal, window)
+    attention = _by_kernel if has_kernel(value_TGK.device, value_TGK.dtype) else _by_length
+    return attention(query_THK, key_TGK, value_TGK, rows, scaling, causal, window)
+
+
+def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether one launch does all rows of a batch, whatever their lengths."""
+    return device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
 
 
 def _by_kernel(

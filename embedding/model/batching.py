@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 Int64Array = npt.NDArray[np.int64]
 
-_BATCH_TOKENS = {"cpu": 2048, "cuda": 131_072}
-"""On CPUs the hidden states of a layer then stay in the cache; a GPU needs some ten thousand tokens to be busy."""
+_BATCH_TOKENS = {"cpu": 1024, "cuda": 131_072}
+"""A core computes a batch by itself and has the hidden states of a layer in its cache; a GPU needs some ten thousand tokens to be busy."""
 _SAMPLES = 12
 """Tokens of a row, evenly spread over it, that tell most rows apart."""
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)

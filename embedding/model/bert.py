@@ -18,15 +18,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import embedding, gelu, layer_norm, linear, relu
+from torch.nn.functional import embedding, layer_norm, relu
 from transformers import AutoConfig
 
-from embedding.model.attention import attend
+from embedding.model.attention import attend, has_kernel
+from embedding.model.linear import Linear, linear_for
 from embedding.model.packing import PackedBatch, PackedRows
+from embedding.model.parity import difference, probe_batch
 from embedding.model.spec import POSITIONS_FOLLOW_PADDING, ModelSpec
 
-_ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {"gelu": gelu, "relu": relu}
+_ACTIVATIONS: Final[dict[str, Callable[[Linear, Tensor], Tensor]]] = {"gelu": lambda up, x: up.gelu(x), "relu": lambda up, x: relu(up(x))}
+"""Of the feed-forward's first product."""
 _DISTILBERT_EPS: Final = 1e-12
+_COMPILER: Final = "inductor"
+_REASON_CHARS: Final = 200
+"""A compiler says more than a line of a log can hold."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +78,42 @@ _FAMILIES: Final = {
 
 
 class BertEncoder:
-    """Hidden states of packed rows; what `read_bert` gives."""
+    """Hidden states of packed rows; what `read_bert` gives.
+
+    Attributes:
+        manner: "packed", and why its layers are not compiled where they should be.
+    """
 
     packed = True
-    reason = ""
 
     def __init__(self, module: _Bert, padding_offset: int | None) -> None:
         self.module = module
+        self.manner = "packed"
         self._padding_offset = padding_offset
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         """float32 [T, D], in the order of the batch's ids."""
         hidden_TD: Tensor = self.module(batch.ids_T, batch.position_ids(self._padding_offset), batch.rows)
         return hidden_TD
+
+    def compile(self, batch: PackedBatch) -> None:
+        """Let torch's compiler join what lies between the matrix products, unless it cannot here or something else comes out.
+
+        All layers and all batches share one piece of code, whose lengths are symbols; `batch` is what is tried.
+        """
+        from torch._inductor import config as inductor  # brings the compiler, seconds that a CPU need not spend
+
+        inductor.compile_threads = 1  # for a handful of kernels; else every worker starts a process for each core
+        with torch.inference_mode():
+            expected_TD = self(batch)
+            self.module.steps = [torch.compile(layer, dynamic=True, fullgraph=True, backend=_COMPILER) for layer in self.module.layers]
+            try:
+                reason = difference(self(batch), expected_TD, self.module.dtype)
+            except Exception as error:  # noqa: BLE001 - a machine without a C compiler, and whatever else a compiler meets
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:_REASON_CHARS]}"
+        if reason:
+            self.module.steps = list(self.module.layers)
+            self.manner = f"packed, but without torch.compile: {reason}"
 
 
 def read_bert(spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.dtype) -> BertEncoder | None:
@@ -95,13 +124,16 @@ def read_bert(spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.
         return None
     try:
         tensors = _tensors(spec, folder)
-        module = _Bert(tensors, _FAMILIES[config.model_type], config, dtype)
+        module = _Bert(tensors, _FAMILIES[config.model_type], config, dtype, device)
     except (StopIteration, KeyError, ValueError, SafetensorError):  # transformers says better what is wrong with them
         return None
     padding_offset = config.pad_token_id + 1 if config.model_type in POSITIONS_FOLLOW_PADDING else None
     if len(module.positions) - (padding_offset or 0) < spec.max_tokens:
         return None
-    return BertEncoder(module.to(device), padding_offset)
+    encoder = BertEncoder(module, padding_offset)
+    if has_kernel(device, dtype):
+        encoder.compile(probe_batch(config, spec.max_tokens, device))
+    return encoder
 
 
 def _is_of_the_layout(config: Any) -> bool:
@@ -136,79 +168,92 @@ def _tensors(spec: ModelSpec, folder: Path) -> dict[str, Tensor]:
     return {name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): found[name] for name in found}
 
 
-class _Affine(nn.Module):
-    """Weight and bias, of a matrix product or of a normalization."""
+@dataclass(frozen=True)
+class _Weights:
+    """A model's tensors by name, checked and put where they are needed."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], *names: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
-        """Several `names` are joined at their first dimension.
+    tensors: Mapping[str, Tensor]
+    device: torch.device
+
+    def affine(self, *names: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """(weight, bias) of a matrix product or a normalization; several `names` are joined at their first dimension.
 
         Raises:
             KeyError: one is not there.
             ValueError: they have other shapes.
         """
+        weight, bias = (torch.cat([self.tensors[f"{name}.{part}"] for name in names]) for part in ("weight", "bias"))
+        if weight.shape != shape or bias.shape != shape[:1]:
+            raise ValueError(f"{names[0]} has the shape {tuple(weight.shape)}, not {shape}")
+        return weight.to(self.device, dtype), bias.to(self.device, dtype)
+
+
+class _Norm(nn.Module):
+    """Layer normalization in float32."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Buffer(torch.cat([tensors[f"{name}.weight"] for name in names]).to(dtype))
-        self.bias = nn.Buffer(torch.cat([tensors[f"{name}.bias"] for name in names]).to(dtype))
-        if self.weight.shape != shape or self.bias.shape != shape[:1]:
-            raise ValueError(f"{names[0]} has the shape {tuple(self.weight.shape)}, not {shape}")
+        self.weight, self.bias, self.eps = nn.Buffer(weight), nn.Buffer(bias), eps
+
+    def forward(self, hidden_TD: Tensor) -> Tensor:
+        return layer_norm(hidden_TD, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class _Layer(nn.Module):
-    """Attention and feed-forward, each added to what it reads and normalized (Devlin et al. 2018, Vaswani et al. 2017)."""
+    """Attention and feed-forward, each added to what it reads and normalized (Devlin et al. 2018, Vaswani et al. 2017).
 
-    def __init__(self, tensors: Mapping[str, Tensor], names: _Names, number: int, config: Any, dtype: torch.dtype) -> None:
+    What is added and normalized stays float32, as under autocast.
+    """
+
+    def __init__(self, weights: _Weights, names: _Names, number: int, config: Any, dtype: torch.dtype) -> None:
         super().__init__()
         at = {part: f"{names.layer}.{number}.{name}" for part, name in vars(names).items()}
-        width = config.hidden_size
+        width, eps = config.hidden_size, _eps(config)
         inner = config.hidden_dim if config.model_type == "distilbert" else config.intermediate_size
-        self.query_key_value = _Affine(tensors, at["query"], at["key"], at["value"], shape=(3 * width, width), dtype=dtype)
-        self.attended = _Affine(tensors, at["attended"], shape=(width, width), dtype=dtype)
-        self.attended_norm = _Affine(tensors, at["attended_norm"], shape=(width,))
-        self.up = _Affine(tensors, at["up"], shape=(inner, width), dtype=dtype)
-        self.down = _Affine(tensors, at["down"], shape=(width, inner), dtype=dtype)
-        self.norm = _Affine(tensors, at["norm"], shape=(width,))
+        shapes = {"attended": (width, width), "up": (inner, width), "down": (width, inner)}
+        mixed = weights.affine(at["query"], at["key"], at["value"], shape=(3 * width, width), dtype=dtype)
+        self.query_key_value = linear_for(*mixed)
+        self.attended, self.up, self.down = (linear_for(*weights.affine(at[part], shape=shapes[part], dtype=dtype)) for part in shapes)
+        self.attended_norm, self.norm = (_Norm(*weights.affine(at[part], shape=(width,)), eps) for part in ("attended_norm", "norm"))
         self.heads = config.num_attention_heads
-        self.activation: Callable[[Tensor], Tensor] = _ACTIVATIONS[_activation(config)]
-        self.eps = _eps(config)
+        self.activation = _ACTIVATIONS[_activation(config)]
 
-    def forward(self, hidden_TD: Tensor, rows: PackedRows) -> Tensor:
+    def forward(self, hidden_TD: Tensor, read_TD: Tensor, rows: PackedRows) -> tuple[Tensor, Tensor]:
+        """Hidden states in, hidden states out; `read_TD` are the same in the type of the products, made in the pass that makes them."""
         tokens, width = hidden_TD.shape
-        dtype = self.up.weight.dtype
-        mixed = linear(hidden_TD.to(dtype), self.query_key_value.weight, self.query_key_value.bias)
-        query_THK, key_THK, value_THK = mixed.view(tokens, 3, self.heads, -1).unbind(1)
-        attended = attend(query_THK, key_THK, value_THK, rows).view(tokens, width)
-        hidden_TD = self._added(hidden_TD, attended, self.attended, self.attended_norm)
-        inner_TF = self.activation(linear(hidden_TD.to(dtype), self.up.weight, self.up.bias))
-        return self._added(hidden_TD, inner_TF, self.down, self.norm)
-
-    def _added(self, hidden_TD: Tensor, found: Tensor, project: _Affine, norm: _Affine) -> Tensor:
-        """In float32, as autocast does it."""
-        added_TD = hidden_TD + linear(found, project.weight, project.bias)
-        return layer_norm(added_TD, added_TD.shape[-1:], norm.weight, norm.bias, self.eps)
+        query_THK, key_THK, value_THK = self.query_key_value(read_TD).view(tokens, 3, self.heads, -1).unbind(1)
+        attended_TD = attend(query_THK, key_THK, value_THK, rows).view(tokens, width)
+        hidden_TD = self.attended_norm(self.attended.added(attended_TD, hidden_TD))
+        inner_TF = self.activation(self.up, hidden_TD)
+        hidden_TD = self.norm(self.down.added(inner_TF, hidden_TD))
+        return hidden_TD, hidden_TD.to(read_TD.dtype)
 
 
 class _Bert(nn.Module):
     """Embeddings and layers."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], names: _Names, config: Any, dtype: torch.dtype) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], names: _Names, config: Any, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
+        weights = _Weights(tensors, device)
         width = config.hidden_size
-        self.words = nn.Buffer(tensors["embeddings.word_embeddings.weight"])
+        self.words = nn.Buffer(tensors["embeddings.word_embeddings.weight"].to(device))
         positions = tensors["embeddings.position_embeddings.weight"]
         if config.model_type != "distilbert":  # all tokens are of the first type
             positions = positions + tensors["embeddings.token_type_embeddings.weight"][0]
-        self.positions = nn.Buffer(positions)
+        self.positions = nn.Buffer(positions.to(device))
         if self.words.shape != (config.vocab_size, width) or self.positions.shape[1] != width:
             raise ValueError(f"the table of words has the shape {tuple(self.words.shape)}, not {(config.vocab_size, width)}")
-        self.norm = _Affine(tensors, "embeddings.LayerNorm", shape=(width,))
-        self.layers = nn.ModuleList(_Layer(tensors, names, number, config, dtype) for number in range(config.num_hidden_layers))
-        self.eps = _eps(config)
+        self.norm = _Norm(*weights.affine("embeddings.LayerNorm", shape=(width,)), _eps(config))
+        self.layers = nn.ModuleList(_Layer(weights, names, number, config, dtype) for number in range(config.num_hidden_layers))
+        self.steps: list[Callable[[Tensor, Tensor, PackedRows], tuple[Tensor, Tensor]]] = list(self.layers)
+        """The layers, or what was compiled of them."""
+        self.dtype = dtype
 
     def forward(self, ids_T: Tensor, positions_T: Tensor, rows: PackedRows) -> Tensor:
-        hidden_TD = embedding(ids_T, self.words) + embedding(positions_T, self.positions)
-        hidden_TD = layer_norm(hidden_TD, hidden_TD.shape[-1:], self.norm.weight, self.norm.bias, self.eps)
-        for layer in self.layers:
-            hidden_TD = layer(hidden_TD, rows)
+        hidden_TD: Tensor = self.norm(embedding(ids_T, self.words) + embedding(positions_T, self.positions))
+        read_TD = hidden_TD.to(self.dtype)
+        for step in self.steps:
+            hidden_TD, read_TD = step(hidden_TD, read_TD, rows)
         return hidden_TD
 
 

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +19,7 @@ import numpy.typing as npt
 import tokenizers
 import torch
 import transformers
+from torch import Tensor
 
 from embedding.errors import ModelError
 from embedding.model.batching import batch_end
@@ -52,10 +56,14 @@ class Embedder:
     Attributes:
         dim: numbers of a row: the length of its vector, or of all of them.
         packed: rows run without padding.
+        lanes: batches that are computed at once.
     """
 
     def __init__(self, spec: ModelSpec, *, device: str | None = None, threads: int | None = None, folder: Path | None = None) -> None:
-        """Load the model on `device` (default: the GPU if there is one) and let torch use `threads` CPU cores.
+        """Load the model on `device` (default: the GPU if there is one).
+
+        On a CPU, `threads` batches (default: one for each core) are computed at once, each by one thread, to which torch is set for the
+        whole process: that way no operation waits for the slowest of its threads, and the bits do not depend on how many there are.
 
         `folder` is where its files lie here, which a model at a URL must be told.
 
@@ -63,12 +71,15 @@ class Embedder:
             ModelError: the model cannot be loaded here, or its files are not those that the job was planned with.
             ModelUnreachableError: it cannot be downloaded.
         """
-        if threads is not None:
-            torch.set_num_threads(threads)
         self._spec = spec
         self._folder = folder or spec.source.folder(spec.weight_files)
         check_files(spec, ModelFiles(self._folder))
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.lanes = 1
+        if self._device.type == "cpu":
+            torch.set_num_threads(1)
+            self.lanes = threads or len(os.sched_getaffinity(0))
+        self._lanes = ThreadPoolExecutor(self.lanes, thread_name_prefix="encode")
         self._tokenizer = Tokenizer(spec, self._folder)
         self._head = Head(spec, self._folder, self._device, prompt_tokens=self._tokenizer.prompt_tokens)
         self._encoder = Encoder(spec, self._folder, self._device, spec.precision)
@@ -85,7 +96,7 @@ class Embedder:
             "transformers": transformers.__version__,
             "tokenizers": tokenizers.__version__,
             "tokenized_by": "nanotoken" if self._tokenizer.is_fast else "tokenizers",
-            "batches": "packed" if self.packed else f"padded: {self._encoder.reason}",
+            "batches": self._encoder.manner,
         }
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
@@ -130,35 +141,44 @@ class Embedder:
         finite_R[rows] = _finite_rows(vectors_RD[rows])
 
     def _encode(self, encoder: Encoder, tokens: TokenizedTexts, batch_tokens: int) -> tuple[npt.NDArray[np.float32], int]:
-        """(vectors [R, dim] in row order, padding tokens). The loop never waits for the device.
+        """(vectors [R, dim] in row order, padding tokens).
 
         A row without any token, as an empty text is to a tokenizer that adds none of its own, gets zeros.
         """
         order, sorted_ids, offsets = tokens.longest_first
-        lengths = np.diff(offsets)
-        lengths = lengths[lengths > 0]
         on_gpu = self._device.type == "cuda"
-        ids_T = torch.from_numpy(sorted_ids).pin_memory() if on_gpu else torch.from_numpy(sorted_ids)
-        sorted_RD = torch.zeros((len(order), self.dim), dtype=torch.float32, pin_memory=on_gpu)
-        start = cells = 0
-        while start < len(lengths):
-            end = batch_end(lengths, start, self._budget(batch_tokens), padded=not encoder.packed)
-            try:
-                batch = pack(ids_T[offsets[start] : offsets[end]], lengths[start:end], self._device)
-                with torch.inference_mode():
-                    sorted_RD[start:end].copy_(self._head(encoder(batch), batch), non_blocking=True)
-            except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                self._shrink(encoder.cells(lengths[start:end]), end - start, error)
-                continue
-            cells += encoder.cells(lengths[start:end])
-            start = end
+        lengths = np.diff(offsets)
+        batches = _Batches(
+            ids_T=torch.from_numpy(sorted_ids).pin_memory() if on_gpu else torch.from_numpy(sorted_ids),
+            offsets=offsets,
+            lengths=lengths[lengths > 0],
+            padded=not encoder.packed,
+            vectors_RD=torch.zeros((len(order), self.dim), dtype=torch.float32, pin_memory=on_gpu),
+        )
+        fill = functools.partial(self._fill, encoder, batches, batch_tokens)
+        cells = sum(self._lanes.map(lambda rows: fill(*rows), batches.cut(self._budget(batch_tokens))))
         if on_gpu:
             torch.cuda.synchronize(self._device)
         vectors_RD = np.empty((len(order), self.dim), dtype=np.float32)
-        vectors_RD[order] = sorted_RD.numpy()
+        vectors_RD[order] = batches.vectors_RD.numpy()
         return vectors_RD, cells - len(tokens.ids)
+
+    def _fill(self, encoder: Encoder, batches: _Batches, batch_tokens: int, start: int, stop: int) -> int:
+        """Encode a batch, in parts where it does not fit; never waits for a GPU. The number of tokens computed, padding included."""
+        cells = 0
+        for first, end in batches.cut(self._budget(batch_tokens), start, stop):
+            lengths = batches.lengths[first:end]
+            try:
+                batch = pack(batches.ids_T[batches.offsets[first] : batches.offsets[end]], lengths, self._device)
+                with torch.inference_mode():
+                    batches.vectors_RD[first:end].copy_(self._head(encoder(batch), batch), non_blocking=True)
+                cells += encoder.cells(lengths)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._shrink(encoder.cells(lengths), end - first, error)
+                return cells + self._fill(encoder, batches, batch_tokens, first, stop)
+        return cells
 
     def _budget(self, batch_tokens: int) -> int:
         return batch_tokens if self._fitting_tokens is None else min(batch_tokens, self._fitting_tokens)
@@ -167,8 +187,30 @@ class Embedder:
         if rows == 1:
             device = _device_name(self._device)
             raise ModelError(f"a single text of {cells} tokens does not fit the memory of {device}; lower --max-tokens") from error
-        self._fitting_tokens = cells // 2
+        self._fitting_tokens = self._budget(cells // 2)
         log.warning("a batch of %d tokens does not fit the memory; batches of %d are used from now on", cells, self._fitting_tokens)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Rows sorted by falling length, and where their vectors go."""
+
+    ids_T: Tensor
+    """int32, on the host; pinned for a GPU."""
+    offsets: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    """Of the rows that have tokens."""
+    padded: bool
+    vectors_RD: Tensor
+    """float32 on the host; pinned for a GPU."""
+
+    def cut(self, batch_tokens: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
+        """First row and end of each batch."""
+        lengths = self.lengths[:stop]
+        while start < len(lengths):
+            end = batch_end(lengths, start, batch_tokens, padded=self.padded)
+            yield start, end
+            start = end
 
 
 def _finite_rows(vectors_RD: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:

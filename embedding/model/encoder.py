@@ -25,7 +25,7 @@ DTYPES: Final[dict[Precision, torch.dtype]] = {"fp32": torch.float32, "bf16": to
 
 class _Transformer(Protocol):
     packed: bool
-    reason: str
+    manner: str
 
     def __call__(self, batch: PackedBatch) -> Tensor: ...
 
@@ -36,16 +36,16 @@ class Encoder:
     Attributes:
         dtype: of its matrix products.
         packed: rows run without padding.
-        reason: why not, "" where they do.
+        manner: "packed" where all is as fast as it can be, else how batches run, and why.
     """
 
     def __init__(self, spec: ModelSpec, folder: Path, device: torch.device, precision: Precision) -> None:
         """Raises ModelError: the weights do not fill the model."""
         self.dtype = DTYPES[precision]
         self._model = _load(spec, folder, device, self.dtype)
-        self.packed, self.reason = self._model.packed, self._model.reason
-        if self.reason:
-            log.warning("%s runs in padded batches: %s", spec.source.name, self.reason)
+        self.packed, self.manner = self._model.packed, self._model.manner
+        if self.manner != "packed":
+            log.warning("%s runs %s", spec.source.name, self.manner)
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         """Hidden states [T, D] of the batch's tokens, in the order of its ids."""

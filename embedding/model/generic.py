@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -18,16 +18,14 @@ from transformers.utils.logging import disable_progress_bar
 
 from embedding.errors import ModelError
 from embedding.model.attention import attend
-from embedding.model.packing import PackedBatch, PackedRows, pack
+from embedding.model.linear import linear_for, onednn_fits_on
+from embedding.model.packing import PackedBatch, PackedRows
+from embedding.model.parity import difference, probe_batch
 from embedding.model.spec import ModelSpec
 
+log = logging.getLogger(__name__)
+
 PACKED: Final = "packed_rows"
-_PROBE_LENGTHS = (160, 17, 17, 3, 1)
-"""Rows on which packed is compared with padded at load; the longest is above the sliding window of ModernBERT."""
-_EXACT_TOLERANCE: Final = 1e-3
-"""Largest relative difference of a token's hidden state in fp32: rounding stays a hundred times below."""
-_HALF_TOLERANCE: Final = 0.3
-"""The same for half precision, whose own rounding is some hundredths: only a kernel that does something else is above."""
 
 
 class GenericEncoder:
@@ -35,7 +33,7 @@ class GenericEncoder:
 
     Attributes:
         packed: rows run without padding.
-        reason: why not, "" where they do.
+        manner: "packed", or why not.
     """
 
     def __init__(self, spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
@@ -46,7 +44,11 @@ class GenericEncoder:
         self.module.to(device)  # type: ignore[arg-type]  # transformers wraps this method without its types
         self._padding_offset = _padding_offset(self.module, spec.max_tokens)
         self.packed = False
-        self.reason = self._try_packing(spec, dtype)
+        batch = probe_batch(self.module.config, spec.max_tokens, device)
+        reason = self._try_packing(spec, dtype, batch)
+        self.manner = f"padded: {reason}" if reason else "packed"
+        if onednn_fits_on(device, dtype):
+            self._multiply_fast(batch)
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         """Hidden states [T, D] of the batch's tokens, in the order of its ids."""
@@ -74,7 +76,7 @@ class GenericEncoder:
         output = self.module(input_ids=ids.view(rows, longest), attention_mask=mask.view(rows, longest))
         return output.last_hidden_state.flatten(0, 1)[cells_T]  # type: ignore[no-any-return]
 
-    def _try_packing(self, spec: ModelSpec, dtype: torch.dtype) -> str:
+    def _try_packing(self, spec: ModelSpec, dtype: torch.dtype, batch: PackedBatch) -> str:
         """Cast the weights, and switch to packed attention if that gives what padded batches give; else say why not.
 
         Compared in fp32 first, where a wrong mask or position cannot hide behind rounding, then in the job's precision.
@@ -82,15 +84,14 @@ class GenericEncoder:
         if not self.module.is_backend_compatible():
             self._cast(dtype)
             return f"the {spec.model_type} classes of transformers take no attention function"
-        batch = self._probe_batch(spec.max_tokens)
-        padded_TD = self(batch).float()
+        padded_TD = self(batch)
         padded_attention = self.module.config._attn_implementation
         self.module.set_attn_implementation(PACKED)
         self.packed = True
         try:
-            reason = _difference(self(batch), padded_TD, _EXACT_TOLERANCE)
+            reason = difference(self(batch), padded_TD, torch.float32)
             self._cast(dtype)
-            reason = reason or _difference(self(batch), padded_TD, _HALF_TOLERANCE)
+            reason = reason or difference(self(batch), padded_TD, dtype)
         except (TypeError, NotImplementedError, ValueError, KeyError) as error:
             self._cast(dtype)
             reason = f"packed attention does not fit them ({type(error).__name__}: {error})"
@@ -106,19 +107,21 @@ class GenericEncoder:
             if isinstance(module, nn.Linear):
                 module.to(self._dtype)
 
-    def _probe_batch(self, max_tokens: int) -> PackedBatch:
-        lengths = np.minimum(np.array(_PROBE_LENGTHS, dtype=np.int64), max_tokens)
-        padding = self.module.config.pad_token_id
-        vocabulary = np.array([token for token in range(min(self.module.config.vocab_size, 1000)) if token != padding], dtype=np.int32)
-        ids = np.random.default_rng(0).choice(vocabulary, int(lengths.sum()))
-        return pack(torch.from_numpy(ids), lengths, self._device)
-
-
-def _difference(found_TD: Tensor, expected_TD: Tensor, tolerance: float) -> str:
-    """A sentence if a token's hidden state is off by more than `tolerance` of how far tokens lie apart, else ""."""
-    spread = (expected_TD - expected_TD.mean(0)).norm(dim=1).mean()
-    difference = float(((found_TD.float() - expected_TD).norm(dim=1) / spread).max())
-    return "" if difference <= tolerance else f"packed and padded hidden states differ by {difference:.2g} of their spread"
+    def _multiply_fast(self, batch: PackedBatch) -> None:
+        """Let a CPU's fastest kernel do the products, unless this model reads its weights past the modules that hold them."""
+        expected_TD = self(batch)
+        plain = {name: module for name, module in self.module.named_modules() if type(module) is nn.Linear}
+        for name, module in plain.items():
+            bias: Tensor | None = module.bias
+            self.module.set_submodule(name, linear_for(module.weight.detach(), bias.detach() if bias is not None else None))
+        try:
+            reason = difference(self(batch), expected_TD, self._dtype)
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
+            reason = str(error)
+        if reason:
+            log.info("%s keeps torch's own matrix products: %s", type(self.module).__name__, reason)
+            for name, module in plain.items():
+                self.module.set_submodule(name, module)
 
 
 def _load(spec: ModelSpec, folder: Path) -> PreTrainedModel:

@@ -197,16 +197,17 @@ class _Course:
 
     def seconds(self, budget: int, tokens_per_second: float) -> float:
         """What it takes to enter a budget, at the pace so far."""
-        return (1 + len(_PLACES)) * budget / tokens_per_second
+        return (1 + len(_PLACES)) * self._embedder.lanes * budget / tokens_per_second
 
     def enter(self, budget: int, tokens_per_second: float) -> _Runner:
         """The budget, after its first round. Before that come the longest rows, unmeasured: of all batches they need most memory."""
-        longest = self._rows_from(0, budget)
+        longest = self._rows_from(0, budget, self._embedder.lanes)
         self._memory.watch()
         in_use = self._embedder.embed(longest, budget).batch_tokens
         if in_use < budget:
             self._memory.release()
         batches = max(1, min(_PLACE_BATCHES, int(_PLACE_SECONDS * tokens_per_second / budget)))
+        batches = -(-batches // self._embedder.lanes) * self._embedder.lanes  # so that none of them idles
         places = [self._around(place, budget, batches) for place in _PLACES]
         runner = _Runner(self._embedder, budget, places, fits=in_use == budget and self._memory.has_room())
         runner.run()

@@ -18,17 +18,20 @@ from embedding.model.batching import offsets_of
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Where the rows of a packed batch lie, in the two forms that the kernels want."""
+    """Where the rows of a packed batch lie, as the attention kernels want to know it."""
 
     offsets: Tensor
     """int32 [R + 1], on the device of the tokens."""
-    groups: tuple[tuple[int, int], ...]
-    """(number of rows, their length) on the host, in the order of the rows, longest first."""
+    longest: int
+    """Tokens of the longest row."""
+    lengths: npt.NDArray[np.int64]
+    """[R] on the host, falling."""
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest row."""
-        return self.groups[0][1]
+    @cached_property
+    def groups(self) -> tuple[tuple[int, int], ...]:
+        """(number of rows, their length) for each length, in the order of the rows."""
+        lengths, counts = np.unique(-self.lengths, return_counts=True)
+        return tuple(zip(counts.tolist(), (-lengths).tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,7 @@ class PackedBatch:
     @cached_property
     def rows(self) -> PackedRows:
         """As attention wants to know them."""
-        lengths, counts = np.unique(-self.lengths, return_counts=True)
-        return PackedRows(self.offsets, tuple(zip(counts.tolist(), (-lengths).tolist(), strict=True)))
+        return PackedRows(self.offsets, int(self.lengths[0]), self.lengths)
 
     @cached_property
     def rows_T(self) -> Tensor:

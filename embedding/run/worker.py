@@ -1,6 +1,6 @@
 """What one worker does with one unit: tokenize, encode, build the shard, commit it. Knows no Ray.
 
-Two units are in hand at once, in two threads: while one is on the device, in a thread of its own, the other is tokenized, written or put.
+Two units are in hand at once, in two threads: while one is on the device, the other is tokenized, written or put.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -36,8 +35,7 @@ from embedding.run.models import model_folder
 from embedding.run.pieces import embed_pieces, shard_rows
 
 if TYPE_CHECKING:
-    from embedding.model.embedder import EmbeddedTexts, Embedder
-    from embedding.model.windows import Pieces
+    from embedding.model.embedder import Embedder
 
 log = logging.getLogger(__name__)
 
@@ -125,10 +123,8 @@ class EmbeddingWorker:
         self._attempts = attempts
         self._output = Output(job.output)
         self._columns = VectorColumns(job.model.columns, job.output_dtype, job.calibration)
-        # All that computes with torch does so in one thread. Each thread that does gets a team of OpenMP threads of its own, and of more
-        # than there are cores, GNU's OpenMP lets none wait awake for what comes next: on two cores a tenth of the speed.
-        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self._embedder = self._device.submit(self.load, job).result()
+        self._embedder = self.load(job)
+        self._device = threading.Lock()
         self._windows = self._embedder.windows(job.long_text)
         self._turns = _Turns()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
@@ -179,7 +175,8 @@ class EmbeddingWorker:
         return self._failed(unit, f"{error} (set aside after {self._job.max_unit_attempts} attempts)")
 
     def _note(self, batch_tokens: int) -> str:
-        notes = [] if self._embedder.packed else [f"the model runs {self._embedder.description['batches']}"]
+        manner = self._embedder.description["batches"]
+        notes = [] if manner == "packed" else [f"the model runs {manner}"]
         if batch_tokens < self._job.batch_tokens:
             notes.append(f"batches of {self._job.batch_tokens} tokens do not fit the memory of {self._name}; it uses {batch_tokens}")
         return "; ".join(notes)
@@ -204,8 +201,10 @@ class EmbeddingWorker:
         faults |= dict.fromkeys(good[pieces.too_long].tolist(), too_long(self._job.model.max_tokens))
         self._require_none(unit, faults)
         tokenized = time.perf_counter()
-        embedded, encode_started, encode_seconds = self._device.submit(self._encode, pieces).result()
-        encoded = time.perf_counter()
+        with self._device:
+            encode_started, began = time.time(), time.perf_counter()
+            embedded = embed_pieces(self._embedder, pieces, self._job.batch_tokens)
+            encoded = time.perf_counter()
 
         if self._job.output_dtype == "float16":
             embedded = replace(embedded, finite_R=embedded.finite_R & (np.abs(embedded.vectors_RD) <= LARGEST_HALF).all(axis=1))
@@ -232,18 +231,13 @@ class EmbeddingWorker:
             padding=embedded.padding_tokens,
             bytes=len(data),
             encode_started=encode_started,
-            wait_seconds=encoded - tokenized - encode_seconds,
+            wait_seconds=began - tokenized,
             tokenize_seconds=tokenized - started,
-            encode_seconds=encode_seconds,
+            encode_seconds=encoded - began,
             write_seconds=time.perf_counter() - encoded,
             worker=self._name,
             note=self._note(embedded.batch_tokens),
         )
-
-    def _encode(self, pieces: Pieces) -> tuple[EmbeddedTexts, float, float]:
-        """(vectors, when their computation began, seconds that it took)."""
-        began, started = time.time(), time.perf_counter()
-        return embed_pieces(self._embedder, pieces, self._job.batch_tokens), began, time.perf_counter() - started
 
 
 def rejected_table(unit: Unit, ids: pa.ChunkedArray | None, faults: dict[int, str]) -> pa.Table:

@@ -137,7 +137,7 @@ def test_a_model_that_cannot_run_packed_says_so(tmp_path: Path, caplog: pytest.L
     folder = save_model(tmp_path, "mpnet")
     embedder = Embedder(spec_of(folder))
     assert not embedder.packed
-    assert caplog.text.count("runs in padded batches: the mpnet classes") == 1
+    assert caplog.text.count("runs padded: the mpnet classes") == 1
     assert embedder.description["batches"].startswith("padded: ")
     result = embedder.embed(embedder.tokenize(["a", "one two three four"]), 1000)
     assert result.padding_tokens > 0
@@ -165,6 +165,13 @@ def test_tokenizing_goes_on_while_another_thread_encodes(folder: Path) -> None:
         others = [pool.submit(embedder.tokenize, TEXTS) for _ in range(4)]
         assert (embedder.embed(tokens, 500).vectors_RD == expected).all()
     assert all(other.result().ids.tolist() == tokens.ids.tolist() for other in others)
+
+
+def test_the_bits_do_not_depend_on_the_number_of_threads(folder: Path) -> None:
+    alone, together = (Embedder(spec_of(folder), device="cpu", threads=threads) for threads in (1, 3))
+    assert (alone.lanes, together.lanes) == (1, 3)
+    tokens = alone.tokenize(TEXTS)
+    assert alone.embed(tokens, 60).vectors_RD.tobytes() == together.embed(tokens, 60).vectors_RD.tobytes()
 
 
 def test_a_text_without_any_token_gets_zeros(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from tests.support import corpora, outputs
 WORTH = 8 * 2_048
 """Rows of a corpus that is not yet worth measuring on a CPU."""
 OPEN: dict[str, Any] = {"unit_rows": "auto", "batch_tokens": "auto"}
-DEFAULTS = {"unit_rows": 2_048, "batch_tokens": 2_048}
+DEFAULTS = {"unit_rows": 2_048, "batch_tokens": 1_024}
 
 
 def findings(rows_per_second: float, row_bytes: float = 2_000.0) -> Findings:

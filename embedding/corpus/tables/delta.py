@@ -17,7 +17,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from embedding.corpus.storage import Storage
-from embedding.corpus.tables.found import REWRITE, Details, Live, Table, damaged, refusal
+from embedding.corpus.tables.table import REWRITE, Details, Live, Table, damaged, refusal
 from embedding.errors import CorpusError
 
 _LOG = "_delta_log"

@@ -21,7 +21,8 @@ from pyiceberg.table import FileScanTask, StaticTable
 from pyiceberg.table.metadata import TableMetadata
 
 from embedding.corpus.storage import Storage, filesystem_of
-from embedding.corpus.tables.found import REWRITE, Details, Live, Table, damaged, is_metadata, refusal, require_inside
+from embedding.corpus.tables.found import is_metadata
+from embedding.corpus.tables.table import REWRITE, Details, Live, Table, damaged, refusal, require_inside
 from embedding.errors import CorpusError
 
 _METADATA = "metadata"

@@ -1,0 +1,29 @@
+"""What is measured on what: shared by all stages of a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from benchmarks.data import BenchModel
+from embedding.config import Precision
+from embedding.model.batching import default_batch_tokens
+
+Result: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all stages of one table share."""
+
+    model: BenchModel
+    texts: list[str]
+    device: str
+    precision: Precision
+    rounds: int
+    batch_tokens: int
+
+    @classmethod
+    def of(cls, model: BenchModel, texts: list[str], device: str, precision: Precision, rounds: int) -> Setting:
+        """With the batch that the job would take."""
+        return cls(model, texts, device, precision, rounds, default_batch_tokens(device, model.max_tokens))

@@ -1,0 +1,66 @@
+"""What a table is to the job, and how it is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+from embedding.errors import CorpusError, first_line
+
+Details: TypeAlias = dict[str, dict[str, Any]]
+"""Files by their path on the file system, with what it says of each."""
+REWRITE = "write its rows as plain Parquet and name that"
+"""What is left to do with a table that is not read."""
+
+
+class Kind(StrEnum):
+    """What tables there are; a folder that is of two kinds counts as the first."""
+
+    DELTA = "Delta Lake"
+    ICEBERG = "Iceberg"
+    HUDI = "Hudi"
+    LANCE = "Lance"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A folder that is a table."""
+
+    given: str
+    """What the user called it, for sentences."""
+    kind: Kind
+    folder: str
+    """Path on the file system."""
+    metadata: str | None = None
+    """Of Iceberg, the metadata file that was named instead of the folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The table at one version."""
+
+    version: str
+    files: tuple[str, ...]
+    """Paths on the file system."""
+
+
+def require_inside(table: Table, path: str) -> None:
+    """Check that a file that the table names lies in its folder: a corpus names nothing else to be read.
+
+    Raises:
+        CorpusError: it does not.
+    """
+    if not path.startswith(f"{table.folder}/") or ".." in path.split("/"):
+        said = f"names {path}, which lies outside its folder, as where a table was moved or shares files with another"
+        raise CorpusError(f"--input {table.given} {said}; {REWRITE}")
+
+
+def refusal(table: Table, has: str, remedy: str) -> CorpusError:
+    """The error for a table of which the list of its files does not tell the rows."""
+    return CorpusError(f"--input {table.given} is a table of {table.kind} that has {has}, which are not read; {remedy}")
+
+
+def damaged(table: Table, error: Exception) -> CorpusError:
+    """The error for a table that its library can not read."""
+    return CorpusError(f"--input {table.given} is no readable table of {table.kind}: {first_line(error)}")

@@ -1,0 +1,101 @@
+"""The path of a GPU, run on a CPU: a kernel for all rows at once, and layers that torch's compiler has joined.
+
+Only the kernel is another: it stands in for flash attention under the name of torch's own operator, and wants what that one wants.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import varlen
+from torch.nn.functional import scaled_dot_product_attention
+
+from embedding.model import attention, bert, linear
+from embedding.model.embedder import Embedder
+from embedding.model.spec import ModelSpec
+from tests.model.test_families import worst_cosine
+from tests.model.tiny import TEXTS, save_model, spec_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's compiler, of torch's own modules
+
+HALF = torch.bfloat16
+VARLEN = "torch_attn::_varlen_attn"
+assert hasattr(varlen, "varlen_attn")  # its import defines the operator
+
+
+def kernel_on_cpu(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, _: Tensor, longest: int, *more: Any) -> tuple[Tensor, ...]:
+    """Row by row what flash attention does at once; `longest` bounds its launch, so that it has to be right."""
+    places, scale = starts.tolist(), more[2]
+    assert starts.dtype == torch.int32
+    assert longest == more[0] == max(np.diff(places))
+    found = torch.empty(query.shape, dtype=query.dtype)
+    for start, stop in pairwise(places):
+        one, two, three = (tensor[start:stop].transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
+        found[start:stop] = scaled_dot_product_attention(one, two, three, scale=scale)[0].transpose(0, 1)
+    return found, query.new_empty(0), torch.zeros(2, dtype=torch.uint64)
+
+
+@pytest.fixture(autouse=True)
+def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let CPUs take the path of GPUs in half precision."""
+    with torch.library._scoped_library("torch_attn", "FRAGMENT") as library:
+        torch.library.register_kernel(VARLEN, "cpu", kernel_on_cpu, lib=library)
+        monkeypatch.setattr(attention, "has_kernel", lambda _, dtype: dtype == HALF)
+        monkeypatch.setattr(bert, "has_kernel", attention.has_kernel)
+        monkeypatch.setattr(linear, "onednn_fits_on", lambda *_: False)
+        torch._dynamo.reset()
+        yield
+    torch._dynamo.reset()
+
+
+def in_half(folder: Path) -> ModelSpec:
+    return replace(spec_of(folder), precision="bf16")
+
+
+COMPILERS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler"))]
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_one_piece_of_code_runs_all_layers_and_batches(compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_model(tmp_path, "roberta")
+    exact = Embedder(spec_of(folder))
+    tokens = exact.tokenize(TEXTS)
+    monkeypatch.setattr(bert, "_COMPILER", compiler)
+    embedder = Embedder(in_half(folder))
+    assert embedder.description["batches"] == "packed"
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        found = [embedder.embed(tokens, budget).vectors_RD for budget in (40, 300, 4000)]
+    for vectors in found:
+        assert worst_cosine(vectors, exact.embed(tokens, 4000).vectors_RD) > 0.999
+
+
+def broken(*_: object) -> Any:
+    raise RuntimeError("no C compiler was found")
+
+
+def wrong(graph: torch.fx.GraphModule, *_: object) -> Any:
+    return lambda *arguments: tuple(tensor.flip(0) for tensor in graph.forward(*arguments))
+
+
+@pytest.mark.parametrize(("compiler", "reason"), [(broken, "no C compiler was found"), (wrong, "hidden states differ by")])
+def test_what_a_compiler_cannot_do_is_done_without_it(
+    compiler: Any, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save_model(tmp_path, "bert")
+    exact = Embedder(spec_of(folder))
+    tokens = exact.tokenize(TEXTS)
+    monkeypatch.setattr(bert, "_COMPILER", compiler)
+    embedder = Embedder(in_half(folder))
+    assert embedder.description["batches"].startswith("packed, but without torch.compile: ")
+    assert reason in embedder.description["batches"]
+    assert caplog.text.count("runs packed, but without torch.compile: ") == 1
+    assert worst_cosine(embedder.embed(tokens, 300).vectors_RD, exact.embed(tokens, 300).vectors_RD) > 0.999
