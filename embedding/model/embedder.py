@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import platform
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from torch import Tensor
 from embedding.errors import ModelError
 from embedding.model.batching import batch_end
 from embedding.model.encoder import Encoder
+from embedding.model.host import available_cpus
 from embedding.model.packing import pack
 from embedding.model.pooling import Head
 from embedding.model.source import ModelFiles
@@ -78,7 +78,7 @@ class Embedder:
         self.lanes = 1
         if self._device.type == "cpu":
             torch.set_num_threads(1)
-            self.lanes = threads or len(os.sched_getaffinity(0))
+            self.lanes = threads or available_cpus()
         self._lanes = ThreadPoolExecutor(self.lanes, thread_name_prefix="encode")
         self._tokenizer = Tokenizer(spec, self._folder)
         self._head = Head(spec, self._folder, self._device, prompt_tokens=self._tokenizer.prompt_tokens)

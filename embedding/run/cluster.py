@@ -17,7 +17,8 @@ import ray
 import ray.data
 
 from embedding.corpus import ending
-from embedding.run.placement import available_cpus, this_machine
+from embedding.model.host import available_cpus
+from embedding.run.placement import this_machine
 from embedding.run.report.wording import count
 
 log = logging.getLogger(__name__)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from embedding.config import JobConfig
 from embedding.errors import ConfigError
+from embedding.model.host import available_cpus
 from embedding.run.report.wording import count
 
 READ_CPUS = 0.5
@@ -80,13 +79,3 @@ def this_machine() -> dict[str, float]:
     import torch
 
     return {"CPU": available_cpus() + 1, "GPU": torch.cuda.device_count()}
-
-
-def available_cpus() -> int:
-    """CPUs this process may use: its affinity, bounded by a container's quota."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return cpus
-    return cpus if quota == "max" else max(1, min(cpus, int(quota) // int(period)))
