@@ -154,14 +154,17 @@ def write_stage(setting: Setting, scratch: Path) -> Result:
     """Rows and random vectors -> shard bytes, checked, put to a local folder."""
     import pyarrow as pa
 
-    from embedding.corpus.shard import shard_bytes, shard_table
+    from embedding.corpus.shard import shard_table
+    from embedding.corpus.shards.parquet import PARQUET
     from embedding.corpus.storage import open_storage
 
     dim = SHAPES[setting.model.name][1]
     vectors = np.random.default_rng(0).standard_normal((20_000, dim), dtype=np.float32)
     copied = pa.table({"id": np.arange(len(vectors))})
     storage = open_storage(str(scratch / "written"))
-    times = interleave({"write": lambda: storage.put("data/a.parquet", shard_bytes(shard_table(copied, vectors, {}), {}))}, setting.rounds)
+    times = interleave(
+        {"write": lambda: storage.put("data/a.parquet", PARQUET.encode(shard_table(copied, vectors, {}), {}))}, setting.rounds
+    )
     return {
         "seconds": times,
         "rows_per_second": rate(len(vectors), times["write"]),

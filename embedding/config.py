@@ -34,6 +34,7 @@ Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 InputFormat: TypeAlias = Literal["auto", "parquet", "arrow", "jsonl", "csv", "tsv"]
 BadRows: TypeAlias = Literal["reject", "fail"]
 OutputDtype: TypeAlias = Literal["float32", "float16", "int8", "binary", "ubinary"]
+OutputFormat: TypeAlias = Literal["parquet", "lance"]
 LongText: TypeAlias = Literal["truncate", "chunk", "average", "reject"]
 ChunkBy: TypeAlias = Literal["words", "sentences"]
 ProgressStyle: TypeAlias = Literal["auto", "bar", "log", "none"]
@@ -107,6 +108,10 @@ class JobConfig(Config):
     limit_rows: Annotated[PositiveInt | None, _CORPUS] = Field(None, description="Embed only the first N rows of the corpus.")
 
     output: Annotated[str, _OUTPUT] = Field(min_length=1, description="Folder for the shards; local path or fsspec URL.")
+    output_format: Annotated[OutputFormat, _OUTPUT] = Field(
+        "parquet",
+        description="Format of the shards: parquet, or lance, which makes a Lance dataset of a complete output (needs pylance).",
+    )
     output_dtype: Annotated[OutputDtype, _OUTPUT] = Field(
         "float32",
         description="Number type of the embedding columns: float32, float16, int8 (255 steps of each dimension's range, --calibration), "
@@ -282,6 +287,8 @@ class JobConfig(Config):
             raise ValueError(f"--dimensions {given} does not fall; give the largest number first, and each once")
         if self.calibration is not None and self.output_dtype != "int8":
             raise ValueError(f"--calibration is about int8, which --output-dtype={self.output_dtype} is not; leave it out")
+        if self.byte_stream_split and self.output_format != "parquet":
+            raise ValueError(f"--byte-stream-split is Parquet's, which --output-format={self.output_format} is not; leave it out")
         if self.byte_stream_split and self.output_dtype not in ("float32", "float16"):
             raise ValueError(
                 f"--byte-stream-split parts the bytes of numbers, and --output-dtype={self.output_dtype} has one each; leave it out"

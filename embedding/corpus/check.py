@@ -5,7 +5,6 @@ Nothing here asks the ledger or the manifest, and of the code that makes shards 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +15,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embedding.corpus.chunks import Chunks
-from embedding.corpus.compare import first_difference, through_parquet
+from embedding.corpus.compare import first_difference
 from embedding.corpus.faults import id_text, row_faults
 from embedding.corpus.findings import CheckedUnit, Finding, Kind, Rules, Sample
 from embedding.corpus.numbers import is_packed, lengths, loaded
 from embedding.corpus.output import rejected_name
 from embedding.corpus.plan import Unit
 from embedding.corpus.reader import UnitRows, read_unit
-from embedding.corpus.shard import EMBEDDING, identified, shard_bytes, shard_footer, shard_table, take_rows
+from embedding.corpus.shard import EMBEDDING, identified, shard_table, take_rows
+from embedding.corpus.shards.form import ReadShard, ShardForm
 from embedding.corpus.storage import Storage
 from embedding.errors import SourceChangedError, SourceError, first_line
 
@@ -33,8 +33,8 @@ int8 leaves open is not in it.
 """
 _CHUNKS_OF_A_TEXT = 4
 """That are embedded again of a text in the sample, at most."""
-_NOT_PARQUET = (pa.ArrowException, OSError, ValueError, TypeError, KeyError)
-"""What pyarrow and JSON raise about bytes that are not what they should be."""
+_NOT_A_SHARD = (pa.ArrowException, OSError, ValueError, TypeError, KeyError)
+"""What libraries and JSON raise about bytes that are not what they should be."""
 
 
 class _WrongError(Exception):
@@ -69,7 +69,8 @@ def _check(unit: Unit, rules: Rules, rows: UnitRows, storage: Storage, wanted: S
     data = storage.read(unit.shard)
     if data is None:
         raise _WrongError(Kind.MISSING_SHARD, "it was listed, but is gone")
-    shard, footer, writer = _read_shard(data)
+    read = _read_shard(data, rules.form)
+    shard, footer = read.table, read.facts
     _check_footer(unit, rules, footer)
     record = footer["record"]
     rejected = _rejected_rows(unit, rules, rows, storage, listed=bool(record["rejected"]))
@@ -85,14 +86,14 @@ def _check(unit: Unit, rules: Rules, rows: UnitRows, storage: Storage, wanted: S
     expected = expected if chunks is None else chunks.behind(expected)
     vectors = _check_columns(shard, expected, rules)
     tokens = {name: shard.column(name) for name in _token_columns(rules)}
-    _check_rows(shard, expected, 1 if rules.has_id else 2)
+    _check_rows(shard, expected, rules, 1 if rules.has_id else 2)
     texts = _Texts(rows.text, good, chunks)
     if chunks is not None and (fault := chunks.fault(texts.whole)):
         raise _WrongError(Kind.WRONG_CHUNKS, fault)
     for name, values_RW in vectors.items():
         _check_numbers(name, values_RW, texts, rules)
     _check_counts(record, tokens, 0 if chunks is None else shard.num_rows)
-    if _same_versions(footer, writer, rules) and _rebuilt(expected, vectors, tokens, footer, rules) != data:
+    if _same_versions(footer, read.writer, rules) and _rebuilt(expected, vectors, tokens, footer, rules) != data:
         raise _WrongError(Kind.WRONG_BYTES, "rows and footer are right, but the file is not what they make: its statistics or layout")
     return CheckedUnit(
         unit.id,
@@ -132,14 +133,10 @@ def _chunks(shard: pa.Table) -> Chunks:
         raise _WrongError(Kind.WRONG_CHUNKS, str(error)) from error
 
 
-def _read_shard(data: bytes) -> tuple[pa.Table, dict[str, Any], str]:
-    """The rows, each page's checksum compared; the footer's facts; and the library that wrote the file, as it says."""
+def _read_shard(data: bytes, form: ShardForm) -> ReadShard:
     try:
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        table = file.read(use_threads=False)
-        table.validate(full=True)
-        return table, shard_footer(io.BytesIO(data)), file.metadata.created_by
-    except _NOT_PARQUET as error:
+        return form.read(data)
+    except _NOT_A_SHARD as error:
         raise _WrongError(Kind.UNREADABLE_SHARD, f"it is damaged: {first_line(error)}") from error
 
 
@@ -189,7 +186,7 @@ def _read_rejected(unit: Unit, storage: Storage) -> list[dict[str, Any]]:
     try:
         table = pq.read_table(pa.BufferReader(data), use_threads=False)
         return list(table.select(["source", "row_index", "id", "reason"]).to_pylist())
-    except _NOT_PARQUET as error:
+    except _NOT_A_SHARD as error:
         raise _WrongError(Kind.WRONG_REJECTED_ROWS, f"{rejected_name(unit.id)} is damaged: {first_line(error)}") from error
 
 
@@ -223,12 +220,12 @@ def _values(name: str, vectors: pa.ChunkedArray, kind: pa.DataType) -> NDArray[A
     return (np.concatenate(arrays) if len(arrays) > 1 else arrays[0]).reshape(-1, kind.list_size)
 
 
-def _check_rows(shard: pa.Table, expected: pa.Table, identity_columns: int) -> None:
+def _check_rows(shard: pa.Table, expected: pa.Table, rules: Rules, identity_columns: int) -> None:
     for number, name in enumerate(expected.column_names):
         is_identity = number < identity_columns
         found, source = shard.column(name), expected.column(name)
         if found.type != source.type:
-            source = through_parquet(source)
+            source = rules.form.returned(source)
         if found.type != source.type:
             raise _WrongError(Kind.WRONG_COLUMNS, f"its column {name!r} is {found.type}, the source's {source.type}")
         row = first_difference(found, source)
@@ -265,10 +262,9 @@ def _check_counts(record: Mapping[str, int], tokens: Mapping[str, pa.ChunkedArra
 
 
 def _same_versions(footer: Mapping[str, Any], writer: str, rules: Rules) -> bool:
-    """Whether the same libraries wrote the shard; the file says it twice, so that damage to one of them is noticed as damage."""
+    """Whether the same libraries wrote the shard."""
     said = footer["provenance"]["versions"]
-    by_this_pyarrow = pa.__version__ == said["pyarrow"] or writer == f"parquet-cpp-arrow version {pa.cpp_version}"
-    return bool(by_this_pyarrow and said.get("embed-corpus") == rules.package_version)
+    return rules.form.is_of_library(said, writer) and said.get("embed-corpus") == rules.package_version
 
 
 def _rebuilt(
@@ -277,7 +273,7 @@ def _rebuilt(
     """The shard as the worker made it, but with the vectors and token counts that the shard says."""
     more = {**vectors, **{name: _one(column) for name, column in tokens.items()}}
     table = shard_table(expected, more.pop(EMBEDDING), more)
-    return shard_bytes(table, footer, byte_stream_split=rules.byte_stream_split)
+    return rules.form.encode(table, footer)
 
 
 def _samples(texts: _Texts, vectors: Sequence[NDArray[Any]], wanted: Sequence[int]) -> Iterator[Sample]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 _COMPARE_ROWS = 1024
 
@@ -18,10 +17,3 @@ def first_difference(found: pa.ChunkedArray, expected: pa.ChunkedArray) -> int |
             if repr(value) != repr(right):
                 return start + row
     return None
-
-
-def through_parquet(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The column as it comes back from a Parquet file: a few types change their names on the way."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"column": column}), sink)
-    return pq.read_table(pa.BufferReader(sink.getvalue()), use_threads=False).column("column")

@@ -10,6 +10,7 @@ from typing import Any
 from embedding.config import LongText
 from embedding.corpus.reader import Columns
 from embedding.corpus.shard import NOT_FINITE, too_long
+from embedding.corpus.shards.form import ShardForm
 from embedding.corpus.vectors import VectorColumns
 
 
@@ -36,6 +37,7 @@ class Kind(StrEnum):
     FOREIGN_FILE = "foreign file"
     WRONG_MANIFEST = "wrong manifest"
     WRONG_LEDGER = "wrong ledger"
+    WRONG_VERSION = "wrong version"
     SOURCE_CHANGED = "source changed"
     UNREADABLE_SOURCE = "unreadable source"
     NOT_COMPLETE = "not complete"
@@ -64,11 +66,11 @@ class Rules:
     fingerprint: str
     settings: Mapping[str, Any]
     """The hashed settings, which every footer repeats."""
-    byte_stream_split: bool
+    form: ShardForm
     long_text: LongText
     max_tokens: int
     package_version: str
-    """Bytes are built again and compared where the same version of this package, and of pyarrow, wrote them."""
+    """Bytes are built again and compared where the same version of this package, and of what writes shards, wrote them."""
 
     @property
     def reasons(self) -> tuple[str, ...]:

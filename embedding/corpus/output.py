@@ -23,7 +23,9 @@ from embedding.corpus.lease import LEASE
 from embedding.corpus.ledger import RECORD_SCHEMA, CommitRecord, parquet_bytes, read_ledger, records_to_table
 from embedding.corpus.plan import Unit
 from embedding.corpus.requests import explained, is_of_store
-from embedding.corpus.shard import shard_footer
+from embedding.corpus.shards.dataset import TRANSACTIONS, VERSIONS
+from embedding.corpus.shards.form import ShardForm
+from embedding.corpus.shards.parquet import PARQUET
 from embedding.corpus.storage import TEMPORARY, open_storage
 from embedding.corpus.vectors import Calibration, digest
 from embedding.errors import ConfigError, SettingsChangedError, StorageError
@@ -35,7 +37,7 @@ DATA = "data"
 MANIFEST = "_control/manifest.parquet"
 _JOB = "_control/job.json"
 REJECTED = "_control/rejected"
-_SHARD_NAME = re.compile(r"-\d{10,}-([0-9a-f]{16})\.parquet$")
+_SHARD_NAME = re.compile(r"-\d{10,}-([0-9a-f]{16})\.(parquet|lance)$")
 _FOOTER_THREADS = 32
 _DELETIONS = 1000
 """In one request, at most."""
@@ -107,8 +109,10 @@ def _show(value: object) -> str:
 class Output:
     """One output folder, local or on an object store."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, form: ShardForm = PARQUET) -> None:
         self.storage = open_storage(url, temporary_folder=TEMPORARY)
+        self.form = form
+        """Of its shards."""
 
     @property
     def url(self) -> str:
@@ -162,7 +166,7 @@ class Output:
         self.storage.delete([SUCCESS])
 
     def complete(self, units: Sequence[Unit], committed: Mapping[str, int], still_ours: Callable[[], None]) -> None:
-        """Remove what no unit claims, write the manifest, and put `_SUCCESS` last of all.
+        """Publish what is committed, remove what no unit claims, write the manifest, and put `_SUCCESS` last of all.
 
         `still_ours` is called right before each change and raises where another run took the output over: a run that slept
         stops there. What it removes was listed before that, so it is nothing that the other run has made.
@@ -174,11 +178,13 @@ class Output:
         if missing:
             raise StorageError(f"{self.url} lost {len(missing)} shards, {missing[0]} first; run the same command again to make them anew")
         records = self.records(units, committed, _MANIFEST_FACTS)
+        listed = manifest(units, committed, records)
+        self.form.publish(self.storage, listed, still_ours)
         unclaimed = self._unclaimed(units, committed, records)
         for start in range(0, len(unclaimed), _DELETIONS):
             still_ours()
             self.storage.delete(unclaimed[start : start + _DELETIONS])
-        for name, data in ((MANIFEST, parquet_bytes(manifest(units, committed, records))), (SUCCESS, b"")):
+        for name, data in ((MANIFEST, parquet_bytes(listed)), (SUCCESS, b"")):
             still_ours()
             self.storage.put(name, data)
 
@@ -214,18 +220,22 @@ class Output:
     def _record_from_footer(self, unit: Unit) -> CommitRecord:
         with explained(f"reading {self.url}/{unit.shard}"):
             try:
-                return CommitRecord.of(unit, **shard_footer(self.storage.open(unit.shard))["record"])
+                return CommitRecord.of(unit, **self.form.facts(self.storage.open(unit.shard))["record"])
             except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
                 if is_of_store(error):
                     raise
                 raise StorageError(f"{self.url}/{unit.shard} is no whole shard; delete it and run the same command again") from error
 
     def clear(self) -> None:
-        """Delete everything of the job; the settings go last, so that an interrupted clearing can not be resumed by mistake."""
+        """Delete everything of the job: a dataset's versions before what they point at, and the settings last, so that an interrupted
+        clearing can not be resumed by mistake.
+        """
         self.mark_incomplete()
+        versions = [*self.storage.list(VERSIONS), *self.storage.list(TRANSACTIONS)]
         names = [*self.shards(), *self.storage.list("_control")]
-        self.storage.delete([name for name in names if name not in (_JOB, LEASE)])
-        self.storage.delete([_JOB])
+        for some in (versions, [name for name in names if name not in (_JOB, LEASE)], [_JOB]):
+            if some:
+                self.storage.delete(some)
 
 
 def _settings_of(document: Mapping[str, Any]) -> JobSettings:

@@ -48,6 +48,18 @@ class SourceLayout:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardNames:
+    """How shards are called, by the format of their files."""
+
+    suffix: str
+    has_folders: bool
+    """Whether hive segments of the source's path stay folders; else they are joined into the name like other folders."""
+
+
+PARQUET_NAMES = ShardNames(".parquet", has_folders=True)
+
+
+@dataclass(frozen=True, slots=True)
 class UnreadableSource:
     """A file whose footer cannot be read, so that its rows are not known."""
 
@@ -75,7 +87,9 @@ class Unit:
         return facts
 
 
-def plan_units(layouts: Iterable[SourceLayout], *, unit_rows: int, fingerprint: str, limit_rows: int | None = None) -> Iterator[Unit]:
+def plan_units(
+    layouts: Iterable[SourceLayout], *, unit_rows: int, fingerprint: str, limit_rows: int | None = None, names: ShardNames = PARQUET_NAMES
+) -> Iterator[Unit]:
     """The units of all files, in the order of the files and rows; together they cover the first `limit_rows` rows (1 or more) once."""
     remaining = limit_rows
     for layout in layouts:
@@ -83,7 +97,7 @@ def plan_units(layouts: Iterable[SourceLayout], *, unit_rows: int, fingerprint: 
             if remaining is not None:
                 num_rows = min(num_rows, remaining)
                 remaining -= num_rows
-            yield make_unit(layout.source, first_row, num_rows, fingerprint, near=layout.mark_before(first_row))
+            yield make_unit(layout.source, first_row, num_rows, fingerprint, layout.mark_before(first_row), names)
             if remaining == 0:
                 return
 
@@ -110,11 +124,14 @@ def cut_rows(row_groups: Sequence[int], unit_rows: int) -> Iterator[tuple[int, i
         yield first, rows
 
 
-def make_unit(source: Source, first_row: int, num_rows: int, fingerprint: str, near: tuple[int, int] = START) -> Unit:
+def make_unit(
+    source: Source, first_row: int, num_rows: int, fingerprint: str, near: tuple[int, int] = START, names: ShardNames = PARQUET_NAMES
+) -> Unit:
     """The unit of a row range, with its id and the name of its shard."""
     identity = json.dumps((source.uri, source.size, source.version, first_row, num_rows, fingerprint))
     unit_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    return Unit(unit_id, source, first_row, num_rows, f"data/{shard_stem(source)}-{first_row:010d}-{unit_id}.parquet", near)
+    shard = f"data/{shard_stem(source, names)}-{first_row:010d}-{unit_id}{names.suffix}"
+    return Unit(unit_id, source, first_row, num_rows, shard, near)
 
 
 def stem_of(shard: str) -> str:
@@ -123,22 +140,24 @@ def stem_of(shard: str) -> str:
 
 
 @lru_cache(maxsize=16)  # asked for every unit of a source in turn
-def shard_stem(source: Source) -> str:
-    """The source's path as shard names carry it: hive segments stay folders, other folders are joined into the stem.
+def shard_stem(source: Source, names: ShardNames = PARQUET_NAMES) -> str:
+    """The source's path as shard names carry it: hive segments stay folders where there are some, other folders are joined into the stem.
 
     Hive segments are taken from the whole URI, so that the partition is kept where the input is one partition's folder.
     """
     folders = source.uri.partition("://")[2].split("/")[:-1]
-    hive = [_HIVE_ESCAPED.sub(lambda match: f"%{ord(match[0]):02X}", folder) for folder in folders if _is_hive(folder)]
+    hive = [folder for folder in folders if _is_hive(folder)]
     *above, name = source.path.split("/")
     file = PurePosixPath(name)
     parts = [
+        *(() if names.has_folders else hive),
         *(folder for folder in above if not _is_hive(folder)),
         file.stem if file.suffix.lower() in Format.PARQUET.suffixes else file.name,
     ]
     stem = re.sub(r"[^A-Za-z0-9.=_-]+", "_", "-".join(parts))
     # Readers skip names that begin with a dot or an underscore.
-    return "/".join([*hive, stem[-_MAX_STEM_CHARS:].lstrip("._") or "source"])
+    kept = [_HIVE_ESCAPED.sub(lambda match: f"%{ord(match[0]):02X}", folder) for folder in hive] if names.has_folders else []
+    return "/".join([*kept, stem[-_MAX_STEM_CHARS:].lstrip("._") or "source"])
 
 
 def _is_hive(segment: str) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,6 +30,10 @@ _FILES_OF_TYPES = 8
 """Of JSON Lines, so many files with rows are asked what their values are: what the first one leaves open, another may tell."""
 _FOOTER_BYTES = 2**16
 """Most footers are smaller; the others cost more requests."""
+
+
+Fits: TypeAlias = Callable[[pa.Schema, str], None]
+"""Checks the schema of a source file, which the second argument names; raises a CorpusError where shards cannot hold its columns."""
 
 
 class _FormatModule(Protocol):
@@ -61,19 +65,22 @@ class UnitRows:
     """Rows that the format could not read, counted from the unit's first, with the reason: their text, and what else it may be, is null."""
 
 
-def read_layouts(sources: Sequence[Source], columns: Columns, set_aside: list[UnreadableSource] | None = None) -> Iterator[SourceLayout]:
+def read_layouts(
+    sources: Sequence[Source], columns: Columns, set_aside: list[UnreadableSource] | None = None, fits: Fits | None = None
+) -> Iterator[SourceLayout]:
     """The layouts of the sources, in order; footers are small reads that wait on the store, so many are asked for at once.
 
-    Files that are damaged or were replaced since they were listed go to `set_aside`, if it is given.
+    Files that are damaged or were replaced since they were listed go to `set_aside`, if it is given. `fits` is asked of each schema.
 
     Raises:
-        CorpusError: a file lacks a column, its text column holds no text, or it is damaged and there is no `set_aside`.
+        CorpusError: a file lacks a column or has one that does not fit, its text column holds no text, or it is damaged and there is no
+            `set_aside`.
     """
     pool = ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="footers")
     try:
         for start in range(0, len(sources), _FOOTERS_AT_ONCE):
             some = sources[start : start + _FOOTERS_AT_ONCE]
-            for layout in pool.map(lambda source, end: _layout_or_reason(source, columns, end), some, _ends_of(some, columns)):
+            for layout in pool.map(lambda source, end: _layout_or_reason(source, columns, end, fits), some, _ends_of(some, columns)):
                 if isinstance(layout, SourceLayout):
                     yield layout
                 elif set_aside is None:
@@ -119,23 +126,25 @@ def settle_columns(sources: Sequence[Source], columns: Columns, earlier: pa.Sche
     return jsonl.with_types(columns, rows, sources[0].uri) if rows else columns
 
 
-def _layout_or_reason(source: Source, columns: Columns, end: bytes | None) -> SourceLayout | UnreadableSource:
+def _layout_or_reason(source: Source, columns: Columns, end: bytes | None, fits: Fits | None) -> SourceLayout | UnreadableSource:
     try:
-        return read_layout(source, columns, end)
+        return read_layout(source, columns, end, fits)
     except SourceError as error:
         return UnreadableSource(source, str(error))
 
 
-def read_layout(source: Source, columns: Columns, end: bytes | None = None) -> SourceLayout:
+def read_layout(source: Source, columns: Columns, end: bytes | None = None, fits: Fits | None = None) -> SourceLayout:
     """The row groups of a file whose schema has the columns; from its last bytes, where they are given and hold the whole footer.
 
     Raises:
         SourceError: the file is damaged, or was replaced or removed since it was listed.
-        CorpusError: it lacks a column, or its text column holds no text.
+        CorpusError: it lacks a column, its text column holds no text, or a column does not fit.
     """
     found = (parquet.find_in(end, source) if end else None) or with_retries(lambda: _find(source, columns))
     if found.schema is not None:
         require_columns(found.schema, columns, source.uri)
+        if fits is not None:
+            fits(columns.schema or found.schema, source.uri)
     return SourceLayout(source, found.row_groups, found.marks)
 
 

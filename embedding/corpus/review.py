@@ -27,7 +27,9 @@ from numpy.typing import NDArray
 from embedding.corpus.ledger import RECORD_SCHEMA, RECORDS, is_last, read_segment, segment_name
 from embedding.corpus.numbers import Floats, loaded, rounding
 from embedding.corpus.output import rejected_name
-from embedding.corpus.shard import EMBEDDING, footer_facts
+from embedding.corpus.shard import EMBEDDING
+from embedding.corpus.shards.form import ShardForm
+from embedding.corpus.shards.parquet import PARQUET
 from embedding.corpus.storage import Storage
 from embedding.errors import EmbeddingJobError
 
@@ -40,8 +42,6 @@ _SCANNED_BYTES = 8 * 2**20
 """Raw vector bytes that are read of a shard, of which the sampled rows are taken."""
 _SCANNED_ROWS = 2048
 _COLUMNS = RECORD_SCHEMA.set(RECORD_SCHEMA.get_field_index("lengths"), pa.field("lengths", pa.list_(pa.int32()), nullable=False))
-_BUFFER_BYTES = 2**20
-"""A ranged read's size: pages are decoded as they come, so that a shard is not fetched whole."""
 _SHOWN_CHARS = 300
 _PLAIN_TYPES = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_temporal, pa.types.is_decimal)
 _TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
@@ -136,10 +136,10 @@ def read_runs(storage: Storage, until: float) -> list[dict[str, Any]]:
     return found
 
 
-def sample_shards(storage: Storage, shards: Sequence[str], *, rows: int, seed: str, until: float) -> Sample:
+def sample_shards(storage: Storage, shards: Sequence[str], *, rows: int, seed: str, until: float, form: ShardForm = PARQUET) -> Sample:
     """At most `rows` rows out of SAMPLE_SHARDS shards, the same for the same seed as long as there is time.
 
-    Of each shard the beginning of one row group is read, and rows are taken at random there.
+    Of each shard some rows one after another are read, and rows are taken at random there.
     """
     rng = random.Random(seed)
     chosen = sorted(rng.sample(shards, min(SAMPLE_SHARDS, len(shards))))
@@ -150,7 +150,7 @@ def sample_shards(storage: Storage, shards: Sequence[str], *, rows: int, seed: s
             unread.append(f"{shard}: no time was left for it")
             continue
         try:
-            parts.append(_sample_shard(storage, shard, -(-rows // len(chosen)), rng))
+            parts.append(_sample_shard(storage, shard, -(-rows // len(chosen)), rng, form))
         except (EmbeddingJobError, pa.ArrowException, OSError, ValueError) as error:
             unread.append(f"{shard}: {error}")
     full = [part for part in parts if len(part.vectors_RD)]
@@ -179,30 +179,30 @@ class _Part:
     rounding: float
 
 
-def _sample_shard(storage: Storage, shard: str, rows: int, rng: random.Random) -> _Part:
-    with storage.open(shard) as stream:
-        file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER_BYTES)
-        footer = footer_facts(file.metadata.metadata)
-        schema = file.schema_arrow
-        scanned = max(rows, min(_SCANNED_ROWS, _SCANNED_BYTES // (4 * schema.field(EMBEDDING).type.list_size)))
-        groups = [group for group in range(file.num_row_groups) if file.metadata.row_group(group).num_rows]
-        if not groups:
-            return _Part(np.empty((0, 0), np.float32), pa.table({}), 0, 0, 0.0)
-        columns = [item.name for item in schema if item.name == EMBEDDING or _is_shown(item.type)]
-        batches = file.iter_batches(scanned, row_groups=[rng.choice(groups)], columns=columns, use_threads=False)
-        table = pa.Table.from_batches([next(batches)])
+def _sample_shard(storage: Storage, shard: str, rows: int, rng: random.Random, form: ShardForm) -> _Part:
+    def scanned(schema: pa.Schema) -> int:
+        width: int = schema.field(EMBEDDING).type.list_size
+        return max(rows, min(_SCANNED_ROWS, _SCANNED_BYTES // (4 * width)))
+
+    table, footer = form.scan(storage, shard, _shown_columns, scanned, rng)
+    if not table.num_rows:
+        return _Part(np.empty((0, 0), np.float32), pa.table({}), 0, 0, 0.0)
     ranges = footer.get("calibration", {}).get(EMBEDDING)
     ranges_2D = None if ranges is None else np.array(ranges, np.float32)
     vectors_RD = loaded(_matrix(table), ranges_2D)
     repeats = table.num_rows - len(np.unique(vectors_RD.view(np.uint32), axis=0))
     chosen = sorted(rng.sample(range(table.num_rows), min(rows, table.num_rows)))
     taken = table.take(chosen)
-    shown = {name: pa.array(list(_shown(taken[name])), pa.string()) for name in columns if name != EMBEDDING}
+    shown = {name: pa.array(list(_shown(taken[name])), pa.string()) for name in table.column_names if name != EMBEDDING}
     shown["source"] = pa.array([footer["unit"]["source"]["uri"]] * taken.num_rows, pa.string())
     # Rows with the tokens of an earlier one are given its vector on purpose, and are counted in the record.
     repeats -= footer["record"]["duplicates"]
     moved = 0.0 if ranges_2D is None else rounding(ranges_2D)
     return _Part(vectors_RD[chosen], pa.table(shown), table.num_rows, max(0, repeats), moved)
+
+
+def _shown_columns(schema: pa.Schema) -> list[str]:
+    return [item.name for item in schema if item.name == EMBEDDING or _is_shown(item.type)]
 
 
 def _is_shown(kind: pa.DataType) -> bool:

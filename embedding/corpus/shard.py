@@ -1,28 +1,20 @@
-"""Rows and vectors to the bytes of one shard: Parquet that every reader opens, the same bytes for the same input."""
+"""Rows and vectors to the table of one shard; `shards` makes a file of it."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embedding.corpus.plan import Unit
 from embedding.errors import EmbeddingJobError
 
 EMBEDDING = "embedding"
-FOOTER_KEY = "embedding."
-"""Prefix of the footer keys that say where a shard comes from."""
-_SEAL = f"{FOOTER_KEY}seal"
 NOT_FINITE = "the model gives a non-finite vector"
 """Why a row with a text can be rejected."""
-_ROW_GROUP_BYTES = 64 * 2**20
-"""Raw vector bytes per row group: a reader needs memory for one row group, not for a shard."""
 
 
 def too_long(max_tokens: int) -> str:
@@ -68,66 +60,20 @@ def vector_columns_in(schema: pa.Schema) -> list[str]:
     return [field.name for field in behind if pa.types.is_fixed_size_list(field.type)]
 
 
-def shard_bytes(table: pa.Table, footer: Mapping[str, object], *, byte_stream_split: bool = False) -> bytes:
-    """The table as one complete Parquet file, with `footer` as JSON values under `embedding.*` keys.
-
-    Vectors are PLAIN with zstd 1: no dictionary helps on floats, and PLAIN is what every reader knows. BYTE_STREAM_SPLIT on request.
-
-    Raises:
-        EmbeddingJobError: what was written does not read back as it went in.
-    """
-    metadata = {f"{FOOTER_KEY}{key}": json.dumps(value, sort_keys=True) for key, value in sorted(footer.items())}
-    metadata[_SEAL] = _seal(metadata)
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
-    vectors = vector_columns_in(table.schema)
-    kinds = [table.schema.field(name).type for name in vectors]
-    vector_bytes = sum(kind.list_size * kind.value_type.bit_width // 8 for kind in kinds)
-    sink = pa.BufferOutputStream()
-    plain = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
-    pq.write_table(
-        table,
-        sink,
-        row_group_size=max(1, _ROW_GROUP_BYTES // vector_bytes),
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=plain,
-        use_byte_stream_split=[f"{name}.list.element" for name in vectors] if byte_stream_split else False,
-        write_statistics=plain,
-        write_page_checksum=True,  # else a flipped bit of a vector is another number, and nothing shows it
-    )
-    data = sink.getvalue()
-    written = pq.read_table(pa.BufferReader(data), columns=vectors, use_threads=False)
-    if not all(np.array_equal(_bits(written.column(name)), _bits(table.column(name))) for name in vectors):
-        raise EmbeddingJobError("the shard does not read back as it was written; this machine's memory or Parquet library is faulty")
-    return bytes(data.to_pybytes())
+def vector_bytes(schema: pa.Schema) -> int:
+    """Of the vectors in a row, before compression."""
+    kinds = [schema.field(name).type for name in vector_columns_in(schema)]
+    return int(sum(kind.list_size * kind.value_type.bit_width // 8 for kind in kinds))
 
 
-def shard_footer(file: BinaryIO) -> dict[str, Any]:
-    """What `shard_bytes` was given as footer; closes the file.
+def require_same_vectors(written: pa.Table, table: pa.Table, library: str) -> None:
+    """Check that the vectors that were read back have the bits of those that were written.
 
     Raises:
-        ValueError: it is not what was written.
+        EmbeddingJobError: they have not.
     """
-    with file:
-        return footer_facts(pq.read_metadata(file).metadata)
-
-
-def footer_facts(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
-    """What `shard_bytes` was given as footer, from the key-values of a Parquet file.
-
-    Raises:
-        ValueError: it is not what was written.
-    """
-    found = {key.decode(): value.decode() for key, value in (metadata or {}).items()}
-    facts = {key: value for key, value in found.items() if key.startswith(FOOTER_KEY)}
-    if facts.pop(_SEAL, None) not in (None, _seal(facts)):
-        raise ValueError("the facts in the footer are damaged")
-    return {key.removeprefix(FOOTER_KEY): json.loads(value) for key, value in facts.items()}
-
-
-def _seal(facts: Mapping[str, str]) -> str:
-    """Digest of the footer's facts, which have no checksum of Parquet's own."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    if not all(np.array_equal(_bits(written.column(name)), _bits(table.column(name))) for name in vector_columns_in(table.schema)):
+        raise EmbeddingJobError(f"the shard does not read back as it was written; this machine's memory or {library} library is faulty")
 
 
 def _bits(vectors: pa.ChunkedArray) -> NDArray[np.uint8]:

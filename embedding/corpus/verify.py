@@ -13,6 +13,7 @@ from embedding.corpus.findings import CheckedUnit, Finding, Kind
 from embedding.corpus.ledger import RECORDS, CommitRecord, read_ledger, records_from_table, records_to_table
 from embedding.corpus.output import DATA, MANIFEST, MANIFEST_SCHEMA, REJECTED, SUCCESS, Output, manifest, rejected_name
 from embedding.corpus.plan import Unit
+from embedding.corpus.shards.form import Published
 
 NOT_OURS_TO_MEND = frozenset({Kind.SOURCE_CHANGED, Kind.UNREADABLE_SOURCE, Kind.NOT_COMPLETE, Kind.FOREIGN_FILE})
 """What the next run does anyway, or what only its owner can judge."""
@@ -93,6 +94,8 @@ def false_claims(claims: Claims, units: Sequence[Unit], checked: Mapping[str, Ch
         for name in claims.rejected:
             if name not in lists:
                 yield Finding(Kind.UNCLAIMED_REJECTED_ROWS, name, "no unit of the corpus rejected rows that it could list")
+        if fault := _false_version(output.form.published(output.storage), claims, units, proved.values(), checked):
+            yield fault
     ledger = {record.unit: record for record in records_from_table(read_ledger(output.storage))}
     for unit_id, unit in proved.items():
         record, truth = ledger.get(unit_id), CommitRecord.of(unit, **_facts(checked[unit_id]))
@@ -121,6 +124,22 @@ def _false_manifest(claims: Claims, units: Sequence[Unit], proved: Sequence[Unit
     for name in listed:
         if name not in known:
             yield Finding(Kind.WRONG_MANIFEST, MANIFEST, f"it lists {name}, which neither is there nor belongs to the corpus")
+
+
+def _false_version(
+    published: Published | None, claims: Claims, units: Sequence[Unit], proved: Iterable[Unit], checked: Mapping[str, CheckedUnit]
+) -> Finding | None:
+    """What readers are told that is not so, if they are told anything."""
+    if published is None:
+        return None
+    if (told := published.shards) is None:
+        return Finding(Kind.WRONG_VERSION, published.name, "it is missing, damaged, or was changed by somebody else")
+    truth = {unit.shard: (checked[unit.id].chunks or checked[unit.id].rows, checked[unit.id].bytes) for unit in proved}
+    known = claims.shards.keys() | {unit.shard for unit in units}
+    wrong = [name for name, facts in truth.items() if told.get(name, (0, facts[1])) != facts]
+    wrong += [name for name in told if name not in known]
+    what = f"it does not say of {len(wrong)} shards what they hold, {min(wrong, default='')} first"
+    return Finding(Kind.WRONG_VERSION, published.name, what) if wrong else None
 
 
 def _facts(truth: CheckedUnit) -> dict[str, int]:

@@ -40,6 +40,7 @@ from embedding.run.settings import (
     installed_versions,
     job_settings,
     long_texts_of,
+    shards_asked,
     what_was_asked,
 )
 from embedding.run.sizes import measured, open_choices
@@ -91,10 +92,10 @@ def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None 
     """
     started = time.monotonic()
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-    output = Output(config.output)
+    output = Output(config.output, shards_asked(config))
     earlier = functools.cache(lambda: None if config.restart else output.settings())
     _require_apart(config)
-    corpus = _read_corpus(config, earlier)
+    corpus = _read_corpus(config, output, earlier)
     with Cluster(looked_at=config.dry_run) as cluster:
         model, settings = _settle(config, output, earlier(), cluster, corpus.columns)
         if config.dry_run:
@@ -175,7 +176,7 @@ def _require_apart(config: JobConfig) -> None:
             raise ConfigError(f"--input {url} lies where --output {config.output} puts its shards, in data/; choose another --output")
 
 
-def _read_corpus(config: JobConfig, earlier: Callable[[], JobSettings | None]) -> _Corpus:
+def _read_corpus(config: JobConfig, output: Output, earlier: Callable[[], JobSettings | None]) -> _Corpus:
     """List the source files and read their footers; `earlier` tells what the output was begun with, where that matters.
 
     Raises:
@@ -185,12 +186,12 @@ def _read_corpus(config: JobConfig, earlier: Callable[[], JobSettings | None]) -
     sources = listing.sources
     columns = columns_of_corpus(config, sources, earlier)
     unreadable: list[UnreadableSource] = []
-    layouts = list(read_layouts(sources, columns, unreadable if config.bad_rows == "reject" else None))
+    set_aside = unreadable if config.bad_rows == "reject" else None
+    layouts = list(read_layouts(sources, columns, set_aside, output.form.fits(columns.copied)))
     if unreadable and not layouts:
         raise CorpusError(f"none of {len(sources)} source files can be read; the first: {unreadable[0].reason}")
-    megabytes = sum(source.size for source in sources) / 1e6
-    rows = count(sum(layout.num_rows for layout in layouts), "row")
-    log.info("%s, %.1f MB, %s", count(len(sources), "source file"), megabytes, rows)
+    megabytes, rows = sum(source.size for source in sources) / 1e6, sum(layout.num_rows for layout in layouts)
+    log.info("%s, %.1f MB, %s", count(len(sources), "source file"), megabytes, count(rows, "row"))
     if unreadable:
         what = count(len(unreadable), "source file")
         log.warning("%s cannot be read, left out for now; the first: %s", what, unreadable[0].reason)
@@ -221,12 +222,12 @@ def _plan(config: JobConfig, output: Output, corpus: _Corpus, model: ModelSpec, 
 
     Shards of a file that cannot be read now are neither done nor stale: what could not be planned is left alone.
     """
-    unit_rows = settings.kept["unit_rows"]
-    planned = plan_units(corpus.layouts, unit_rows=unit_rows, fingerprint=settings.fingerprint, limit_rows=config.limit_rows)
+    unit_rows, names, limit = settings.kept["unit_rows"], output.form.names, config.limit_rows
+    planned = plan_units(corpus.layouts, unit_rows=unit_rows, fingerprint=settings.fingerprint, limit_rows=limit, names=names)
     units = sorted(planned, key=lambda unit: unit.shard)
     committed = {} if config.restart else output.shards()
     claimed = {unit.shard for unit in units}
-    unknown = {shard_stem(file.source) for file in corpus.unreadable}
+    unknown = {shard_stem(file.source, names) for file in corpus.unreadable}
     stale = [name for name in committed if name not in claimed and stem_of(name) not in unknown]
     done = [unit for unit in units if unit.shard in committed]
     pending = [unit for unit in units if unit.shard not in committed]
@@ -321,13 +322,13 @@ def _worker_job(config: JobConfig, output: Output, plan: _Plan, placement: Place
         columns=plan.columns,
         has_id=config.id_column is not None,
         token_columns=config.token_columns,
-        provenance={"fingerprint": settings.fingerprint, "settings": settings.vectors, "versions": installed_versions()},
+        provenance={"fingerprint": settings.fingerprint, "settings": settings.vectors, "versions": installed_versions(output.form)},
         max_unit_attempts=config.max_unit_attempts,
         fails_on_bad_rows=config.bad_rows == "fail",
         long_text=long_texts_of(config),
         output_dtype=config.output_dtype,
         calibration=settings.calibration,
-        byte_stream_split=config.byte_stream_split,
+        shards=output.form,
         device=placement.device,
         threads=placement.threads,
     )

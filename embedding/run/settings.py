@@ -14,6 +14,8 @@ from embedding.corpus.formats.jsonl import schema_from_json, schema_to_json
 from embedding.corpus.formats.names import Format, format_of
 from embedding.corpus.output import JobSettings
 from embedding.corpus.reader import settle_columns
+from embedding.corpus.shards.chosen import shard_form
+from embedding.corpus.shards.form import ShardForm
 from embedding.corpus.sources import Source
 from embedding.corpus.vectors import Calibration, VectorColumns, digest
 from embedding.errors import ConfigError
@@ -117,10 +119,11 @@ def job_settings(
             **({} if config.output_dtype == "float32" else {"output_dtype": config.output_dtype}),
             **({"calibration": digest(calibration or {})} if config.output_dtype == "int8" else {}),
             **({"byte_stream_split": True} if config.byte_stream_split else {}),
+            **({} if config.output_format == "parquet" else {"output_format": config.output_format}),
         },
         kept=kept,
         input=inputs,
-        versions=installed_versions(),
+        versions=installed_versions(shards_asked(config)),
         calibration=calibration or {},
     )
 
@@ -141,6 +144,23 @@ def vectors_of_output(settings: JobSettings) -> VectorColumns:
 
 def _dimensions_of(vectors: Mapping[str, Any]) -> tuple[int, ...]:
     return (vectors["dimensions"], *vectors.get("further_dimensions", ()))
+
+
+def shards_asked(config: JobConfig) -> ShardForm:
+    """How the job writes shards.
+
+    Raises:
+        ConfigError: what writes them is not installed here.
+    """
+    form = shard_form(config.output_format, byte_stream_split=config.byte_stream_split)
+    form.require()
+    return form
+
+
+def shards_of_output(settings: JobSettings) -> ShardForm:
+    """How the shards of an output are written."""
+    vectors = settings.vectors
+    return shard_form(vectors.get("output_format", "parquet"), byte_stream_split=vectors.get("byte_stream_split", False))
 
 
 def long_texts_of(config: JobConfig) -> LongTexts:
@@ -193,6 +213,6 @@ def model_options(settings: JobSettings, output: str, model: str | None, *, trus
     )
 
 
-def installed_versions() -> dict[str, str]:
+def installed_versions(shards: ShardForm) -> dict[str, str]:
     """Versions of what makes the vectors and the shards."""
-    return {"embed-corpus": embedding.__version__, **{name: version(name) for name in _LIBRARIES}}
+    return {"embed-corpus": embedding.__version__, **{name: version(name) for name in (*_LIBRARIES, *shards.libraries)}}

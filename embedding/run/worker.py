@@ -25,7 +25,9 @@ from embedding.corpus.numbers import LARGEST_HALF
 from embedding.corpus.output import Output, rejected_name
 from embedding.corpus.plan import Unit
 from embedding.corpus.reader import Columns, UnitRows, read_unit
-from embedding.corpus.shard import EMBEDDING, NOT_FINITE, identified, shard_bytes, shard_table, too_long
+from embedding.corpus.shard import EMBEDDING, NOT_FINITE, identified, shard_table, too_long
+from embedding.corpus.shards.form import ShardForm
+from embedding.corpus.shards.parquet import PARQUET
 from embedding.corpus.vectors import Calibration, VectorColumns
 from embedding.errors import AccessError, BadRowsError, EmbeddingJobError, StorageFullError
 from embedding.model.spec import TRUNCATE, LongTexts, ModelSpec
@@ -66,7 +68,7 @@ class WorkerJob:
     output_dtype: OutputDtype = "float32"
     calibration: Calibration = field(default_factory=dict)
     """Of int8, the ranges that the output is begun with."""
-    byte_stream_split: bool = False
+    shards: ShardForm = PARQUET
 
 
 def read_stage(batch: pa.Table, columns: Columns, attempts: Attempts, max_attempts: int) -> pa.Table:
@@ -121,7 +123,8 @@ class EmbeddingWorker:
     def __init__(self, job: WorkerJob, attempts: Attempts) -> None:
         self._job = job
         self._attempts = attempts
-        self._output = Output(job.output)
+        job.shards.require()
+        self._output = Output(job.output, job.shards)
         self._columns = VectorColumns(job.model.columns, job.output_dtype, job.calibration)
         self._embedder = self.load(job)
         self._device = threading.Lock()
@@ -220,7 +223,7 @@ class EmbeddingWorker:
         if self._job.calibration:
             facts["clipped"] = self._columns.clipped(made.vectors_SD)
             footer["calibration"] = self._job.calibration
-        data = shard_bytes(table, footer, byte_stream_split=self._job.byte_stream_split)
+        data = self._job.shards.encode(table, footer)
         if faults:  # before the shard, so that one commit covers both
             ids = rows.copied.column(0) if self._job.has_id else None
             self._output.storage.put(rejected_name(unit.id), parquet_bytes(rejected_table(unit, ids, faults)))

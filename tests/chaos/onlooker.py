@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError, ClientError
 
-from embedding.corpus.shard import shard_footer
+from embedding.corpus.shards.parquet import PARQUET
 from tests.chaos.scene import listing
 
 LOOK_SECONDS = 0.25
@@ -75,7 +75,7 @@ def fault_of(data: bytes) -> str:
     """Why the bytes are no whole shard; empty where they are one."""
     try:
         rows = pq.read_table(io.BytesIO(data)).num_rows
-        footer = shard_footer(io.BytesIO(data))
+        footer = PARQUET.facts(io.BytesIO(data))
         claimed = footer["unit"]["num_rows"] - footer["record"]["rejected"]
     except (pa.ArrowException, OSError, KeyError) as error:
         return f"{type(error).__name__}: {error}"

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedding.corpus.shard import shard_bytes, shard_table
+from embedding.corpus.shard import shard_table
+from embedding.corpus.shards.parquet import PARQUET
 from tests.chaos.onlooker import fault_of
 from tests.chaos.plan import Moment, Victim, moment_of, short_storm, storm
 from tests.chaos.scene import scene
@@ -81,7 +82,7 @@ def test_moments_are_told_by_requests(when: When, method: str, path: str, moment
 
 def shard(ids: list[int], rejected: int = 0) -> bytes:
     table = shard_table(pa.table({"id": ids}), np.ones((len(ids), 4), np.float32), {})
-    return shard_bytes(table, {"unit": {"num_rows": len(ids) + rejected}, "record": {"rejected": rejected}, "provenance": {}})
+    return PARQUET.encode(table, {"unit": {"num_rows": len(ids) + rejected}, "record": {"rejected": rejected}, "provenance": {}})
 
 
 def parquet(**columns: list[object]) -> bytes:
@@ -96,7 +97,7 @@ def test_the_onlooker_sees_a_partial_file() -> None:
     for data in (b"", whole[: len(whole) // 2], whole[:-1], parquet(id=[1, 2, 3])):
         assert fault_of(data)
     table = shard_table(pa.table({"id": [1]}), np.ones((1, 4), np.float32), {})
-    lying = shard_bytes(table, {"unit": {"num_rows": 3}, "record": {"rejected": 1}, "provenance": {}})
+    lying = PARQUET.encode(table, {"unit": {"num_rows": 3}, "record": {"rejected": 1}, "provenance": {}})
     assert fault_of(lying) == "1 rows, but its footer says 2"
 
 

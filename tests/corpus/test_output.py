@@ -15,7 +15,8 @@ import pytest
 from embedding.corpus.ledger import CommitRecord, Ledger, parquet_bytes, records_from_table
 from embedding.corpus.output import MANIFEST, SUCCESS, JobSettings, Output, rejected_name
 from embedding.corpus.plan import Unit, make_unit
-from embedding.corpus.shard import shard_bytes, shard_table
+from embedding.corpus.shard import shard_table
+from embedding.corpus.shards.parquet import PARQUET
 from embedding.corpus.sources import Source
 from embedding.errors import ConfigError, SettingsChangedError, StorageError
 
@@ -46,7 +47,7 @@ def commit(output: Output, unit: Unit, *, rejected: int = 0, tokens: int = 40) -
     facts = {"rejected": rejected, "tokens": tokens, "truncated": 1}
     rows = unit.num_rows - rejected
     table = shard_table(pa.table({"id": range(rows)}), np.full((rows, 2), tokens, np.float32), {})
-    data = shard_bytes(table, {"unit": unit.identity(), "record": facts})
+    data = PARQUET.encode(table, {"unit": unit.identity(), "record": facts})
     if rejected:
         output.storage.put(rejected_name(unit.id), parquet_bytes(pa.table({"row_index": range(rejected)})))
     output.storage.put(unit.shard, data)

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from embedding.corpus import shard
 from embedding.corpus.plan import make_unit
-from embedding.corpus.shard import identified, shard_bytes, shard_footer, shard_table, take_rows
+from embedding.corpus.shard import identified, shard_table, take_rows
+from embedding.corpus.shards import parquet
+from embedding.corpus.shards.parquet import PARQUET
 from embedding.corpus.sources import Source
 from embedding.errors import EmbeddingJobError
 from tests.corpus.reading import every_type
@@ -30,7 +31,7 @@ def ids(rows: int) -> pa.Table:
 
 
 def written(vectors_RD: NDArray[np.float32], copied: pa.Table | None = None, footer: dict[str, Any] | None = None) -> bytes:
-    return shard_bytes(
+    return PARQUET.encode(
         shard_table(ids(len(vectors_RD)) if copied is None else copied, vectors_RD, {}), FOOTER if footer is None else footer
     )
 
@@ -44,7 +45,7 @@ def vectors_of(table: pa.Table) -> NDArray[np.float32]:
 
 def test_the_columns_of_a_shard() -> None:
     counts = {"num_tokens": pa.array([3, 4, 5, 6], pa.int32()), "truncated": pa.array([False, True, False, False])}
-    table = pq.read_table(io.BytesIO(shard_bytes(shard_table(ids(4), VECTORS, counts), FOOTER)))
+    table = pq.read_table(io.BytesIO(PARQUET.encode(shard_table(ids(4), VECTORS, counts), FOOTER)))
     assert table.schema.remove_metadata() == pa.schema(
         [
             pa.field("id", pa.int64()),
@@ -78,7 +79,7 @@ def test_rows_come_from_a_file_or_another_process_with_the_same_bytes() -> None:
 
 def test_the_footer_reads_back() -> None:
     data = written(VECTORS)
-    assert shard_footer(io.BytesIO(data)) == FOOTER
+    assert PARQUET.facts(io.BytesIO(data)) == FOOTER
     assert pq.read_schema(io.BytesIO(data)).metadata[b"embedding.record"] == b'{"rejected": 0, "tokens": 17}'
 
 
@@ -86,7 +87,7 @@ def test_the_source_s_own_metadata_stays() -> None:
     copied = ids(4).replace_schema_metadata({"pandas": "{}"})
     data = written(VECTORS, copied)
     assert pq.read_schema(io.BytesIO(data)).metadata[b"pandas"] == b"{}"
-    assert shard_footer(io.BytesIO(data)) == FOOTER
+    assert PARQUET.facts(io.BytesIO(data)) == FOOTER
 
 
 def test_no_rows() -> None:
@@ -95,7 +96,7 @@ def test_no_rows() -> None:
     assert table.num_rows == 0
     assert table.schema.field("embedding").type.list_size == 3
     assert table.schema.field("zoned").type == pa.timestamp("us", "Europe/Berlin")
-    assert shard_footer(io.BytesIO(data)) == FOOTER
+    assert PARQUET.facts(io.BytesIO(data)) == FOOTER
 
 
 def test_copied_columns_of_every_type_come_back() -> None:
@@ -124,7 +125,7 @@ def test_vectors_of_any_layout_are_written_row_by_row() -> None:
 
 
 def test_row_groups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard, "_ROW_GROUP_BYTES", 4 * 3 * 10)  # ten rows of three floats; 64 MiB in earnest
+    monkeypatch.setattr(parquet, "_ROW_GROUP_BYTES", 4 * 3 * 10)  # ten rows of three floats; 64 MiB in earnest
     metadata = pq.read_metadata(io.BytesIO(written(np.zeros((25, 3), np.float32))))
     assert [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)] == [10, 10, 5]
     wide = pq.read_metadata(io.BytesIO(written(np.zeros((2, 300), np.float32))))

@@ -28,7 +28,16 @@ from embedding.run.models import find_model
 from embedding.run.proof.config import VerifyConfig
 from embedding.run.proof.result import Proof
 from embedding.run.proof.verify import examine, model_of_output
-from embedding.run.settings import columns_of_corpus, first_choices, installed_versions, job_settings, long_texts_of, what_was_asked
+from embedding.run.settings import (
+    columns_of_corpus,
+    first_choices,
+    installed_versions,
+    job_settings,
+    long_texts_of,
+    shards_asked,
+    shards_of_output,
+    what_was_asked,
+)
 from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
 
 
@@ -37,7 +46,8 @@ def embed_here(source: str, output: str, model: Path | str, run: str = "run", **
     defaults = {"id_column": "id", "unit_rows": 10, "normalize": "yes"}
     config = JobConfig.build(input=(source,), output=output, model=str(model), **(defaults | options))
     spec = find_model(config, precision="fp32")
-    place, inputs = Output(output), (absolute(source),)
+    form = shards_asked(config)
+    place, inputs = Output(output, form), (absolute(source),)
     sources = list_sources(inputs, config.input_format)
     columns = columns_of_corpus(config, sources, place.settings)
     begun = place.settings()
@@ -49,13 +59,14 @@ def embed_here(source: str, output: str, model: Path | str, run: str = "run", **
     place.mark_incomplete()
     attempts, kept = AttemptCounter(), settings.kept
     planned = plan_units(
-        read_layouts(sources, columns),
+        read_layouts(sources, columns, fits=form.fits(columns.copied)),
         unit_rows=kept["unit_rows"],
         fingerprint=settings.fingerprint,
         limit_rows=config.limit_rows,
+        names=form.names,
     )
     units = sorted(planned, key=lambda unit: unit.shard)
-    provenance = {"fingerprint": settings.fingerprint, "settings": settings.vectors, "versions": installed_versions()}
+    provenance = {"fingerprint": settings.fingerprint, "settings": settings.vectors, "versions": installed_versions(form)}
     has_id = config.id_column is not None
     job = WorkerJob(
         spec,
@@ -71,7 +82,7 @@ def embed_here(source: str, output: str, model: Path | str, run: str = "run", **
         long_text=long_texts_of(config),
         output_dtype=config.output_dtype,
         calibration=settings.calibration,
-        byte_stream_split=config.byte_stream_split,
+        shards=form,
     )
     worker, ledger = EmbeddingWorker(job, attempts), Ledger(place.storage, run)
     done = place.shards()
@@ -110,9 +121,9 @@ def check_here(units: Sequence[Unit], job: CheckJob) -> Iterator[CheckedUnit]:
 def prove_here(output: str, **options: Any) -> Proof:
     """What `verify_corpus` does, but for the repair."""
     config = VerifyConfig.build(output=output, **({"sample": 10_000, "progress": "none"} | options))
-    place, proof = Output(output), Proof(output)
-    settings = place.settings()
+    settings = Output(output).settings()
     assert settings is not None
+    place, proof = Output(output, shards_of_output(settings)), Proof(output)
     model = model_of_output(config, settings, place) if config.sample else None
     proof.conclude(examine(config, place, settings, model, proof, check_here), [])
     return proof

@@ -12,7 +12,7 @@ import pytest
 
 from embedding.config import OutputDtype
 from embedding.corpus.output import Output
-from embedding.corpus.shard import shard_bytes, shard_footer
+from embedding.corpus.shards.parquet import PARQUET
 from embedding.errors import ConfigError, SettingsChangedError
 from tests.model.tiny import TEXTS
 from tests.run.here import embed_here, found, prove_here
@@ -46,10 +46,10 @@ def test_each_column_is_a_run_of_its_own(dtype: OutputDtype, long_text: str, sou
     table = pq.read_table(file).replace_schema_metadata(None)
     place = table.column_names.index("embedding_12")
     swapped = table.set_column(place, table.schema.field(place), table["embedding_12"].take([1, 0, *range(2, len(table))]))
-    footer = shard_footer(file.open("rb"))
-    file.write_bytes(shard_bytes(swapped, footer))
+    footer = PARQUET.facts(file.open("rb"))
+    file.write_bytes(PARQUET.encode(swapped, footer))
     assert found(prove_here(output)) == {("wrong vector", name)}
-    file.write_bytes(shard_bytes(table.drop_columns(["embedding_12"]), footer))
+    file.write_bytes(PARQUET.encode(table.drop_columns(["embedding_12"]), footer))
     assert found(prove_here(output, sample=0)) == {("wrong columns", name)}
 
 
@@ -62,7 +62,7 @@ def test_lengths_are_checked_of_every_column(source: str, tiny_model: Path, tmp_
     longer = np.array(table["embedding_4"].to_pylist(), np.float32) * np.float32(1.01)
     place = table.column_names.index("embedding_4")
     changed = table.set_column(place, table.schema.field(place), pa.FixedSizeListArray.from_arrays(pa.array(longer.ravel()), type=kind))
-    file.write_bytes(shard_bytes(changed, shard_footer(file.open("rb"))))
+    file.write_bytes(PARQUET.encode(changed, PARQUET.facts(file.open("rb"))))
     assert found(prove_here(output, sample=0)) == {("wrong norm", name)}
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from embedding.errors import AccessError
+from embedding.corpus.shard import shard_table
+from embedding.corpus.shards.lance import LANCE
+from embedding.errors import AccessError, StorageFullError
 from tests.run.conftest import Embed
 from tests.support import corpora, outputs
 from tests.support.job import run_job
@@ -34,6 +39,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     as_root("mount", "-t", "tmpfs", "-o", f"size={DISK_PAGES * PAGE},mode=777", "tmpfs", str(folder))
     yield folder
     as_root("umount", "--lazy", str(folder))
+
+
+def test_a_full_temporary_folder_stops_a_run_as_a_full_disk_does(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    table = shard_table(pa.table({"id": range(2000)}), np.random.default_rng(0).standard_normal((2000, 384), dtype=np.float32), {})
+    with pytest.raises(StorageFullError, match=rf"^writing a shard in {small_disk} failed: .* No space left on device; make room"):
+        LANCE.encode(table, {})
+    assert list(small_disk.iterdir()) == []
 
 
 def test_a_full_disk_loses_nothing(small_disk: Path, embed: Embed, tiny_model: Path, ray_cluster: RayCluster, tmp_path: Path) -> None:

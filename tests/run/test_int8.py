@@ -21,7 +21,7 @@ from embedding.corpus.ledger import read_ledger
 from embedding.corpus.output import Output
 from embedding.corpus.plan import SourceLayout
 from embedding.corpus.review import sample_shards
-from embedding.corpus.shard import shard_bytes, shard_footer
+from embedding.corpus.shards.parquet import PARQUET
 from embedding.corpus.sources import Source
 from embedding.errors import ConfigError, CorpusError, SettingsChangedError
 from embedding.run.calibrator import calibration_sample
@@ -54,7 +54,7 @@ def ranges(output: str, column: str = "embedding") -> NDArray[np.float32]:
 
 def record_of(output: str, shard: str) -> dict[str, Any]:
     """What a shard's footer counts."""
-    return dict(shard_footer(io.BytesIO(Path(output, shard).read_bytes()))["record"])
+    return dict(PARQUET.facts(io.BytesIO(Path(output, shard).read_bytes()))["record"])
 
 
 def clipped(output: str, shard: str) -> int:
@@ -176,11 +176,11 @@ def test_a_proof_finds_what_is_wrong(source: str, tiny_model: Path, tmp_path: Pa
     output = str(tmp_path / "out")
     [name, *_] = embed_here(source, output, tiny_model, output_dtype="int8")
     file = Path(output, name)
-    data, footer, table = file.read_bytes(), shard_footer(file.open("rb")), pq.read_table(file).replace_schema_metadata(None)
+    data, footer, table = file.read_bytes(), PARQUET.facts(file.open("rb")), pq.read_table(file).replace_schema_metadata(None)
     place = table.column_names.index("embedding")
 
     def with_vectors(vectors: pa.ChunkedArray) -> bytes:
-        return shard_bytes(table.set_column(place, table.schema.field("embedding"), vectors), footer)
+        return PARQUET.encode(table.set_column(place, table.schema.field("embedding"), vectors), footer)
 
     file.write_bytes(with_vectors(table["embedding"].take([1, 0, *range(2, len(table))])))
     assert found(prove_here(output)) == {("wrong vector", name)}
@@ -189,7 +189,7 @@ def test_a_proof_finds_what_is_wrong(source: str, tiny_model: Path, tmp_path: Pa
     file.write_bytes(with_vectors(pa.chunked_array([nought])))
     assert found(prove_here(output, sample=0)) == {("wrong norm", name)}
     other = {"embedding": [[low - 1 for low in footer["calibration"]["embedding"][0]], footer["calibration"]["embedding"][1]]}
-    file.write_bytes(shard_bytes(table, footer | {"calibration": other}))
+    file.write_bytes(PARQUET.encode(table, footer | {"calibration": other}))
     assert found(prove_here(output, sample=0)) == {("wrong provenance", name)}
     file.write_bytes(data)
     assert prove_here(output).status == "proved"

@@ -14,7 +14,7 @@ from sentence_transformers.util import quantize_embeddings
 from embedding.config import OutputDtype
 from embedding.corpus.output import Output
 from embedding.corpus.review import sample_shards
-from embedding.corpus.shard import shard_bytes, shard_footer
+from embedding.corpus.shards.parquet import PARQUET
 from embedding.errors import ConfigError, SettingsChangedError
 from embedding.run.proof.verify import compare_bits
 from tests.model.tiny import TEXTS, save_model
@@ -55,12 +55,12 @@ def test_numbers_of_every_kind(dtype: OutputDtype, source: str, tiny_model: Path
     place = table.column_names.index("embedding")
     order = [1, 0, *range(2, len(table))]
     swapped = table.set_column(place, table.schema.field("embedding"), table["embedding"].take(order))
-    file.write_bytes(shard_bytes(swapped, shard_footer(file.open("rb"))))
+    file.write_bytes(PARQUET.encode(swapped, PARQUET.facts(file.open("rb"))))
     assert found(prove_here(output)) == {("wrong vector", name)}
     floats = pq.read_table(Path(whole, next(iter(outputs.shards(whole)))))["embedding"]
     other = table.set_column(place, pa.field("embedding", floats.type, nullable=False), floats)
     file.write_bytes(data)
-    file.write_bytes(shard_bytes(other, shard_footer(file.open("rb"))))
+    file.write_bytes(PARQUET.encode(other, PARQUET.facts(file.open("rb"))))
     assert found(prove_here(output, sample=0)) == {("wrong columns", name)}
     file.unlink()
     assert embed_here(source, output, tiny_model, run="second", dimensions=20, output_dtype=dtype) == [name]

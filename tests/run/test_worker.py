@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -18,8 +21,11 @@ from embedding.corpus.ledger import CommitRecord, records_from_table
 from embedding.corpus.lengths import length_counts
 from embedding.corpus.plan import Unit, plan_units
 from embedding.corpus.reader import Columns, read_layouts
-from embedding.corpus.shard import shard_footer
+from embedding.corpus.shards.lance import LANCE
+from embedding.corpus.shards.library import library
+from embedding.corpus.shards.parquet import PARQUET
 from embedding.corpus.sources import list_sources
+from embedding.errors import ConfigError
 from embedding.model.spec import resolve_model
 from embedding.run.attempts import AttemptCounter
 from embedding.run.exchange import encode_unit
@@ -30,10 +36,14 @@ from tests.support import corpora, outputs
 COLUMNS = Columns("text", ("id",))
 
 
-def worker_on(model: Path, output: str, attempts: AttemptCounter, **options: bool) -> EmbeddingWorker:
+def job_of(model: Path, output: str, **options: Any) -> WorkerJob:
     spec = resolve_model(JobConfig(input=("x",), output="x", model=str(model)), precision="fp32")
-    job = WorkerJob(spec, output, 256, COLUMNS, True, options.get("token_columns", False), {"fingerprint": "f"}, 3, "cpu", None)
-    return EmbeddingWorker(job, attempts)
+    job = WorkerJob(spec, output, 256, COLUMNS, True, False, {"fingerprint": "f"}, 3, "cpu", None)
+    return replace(job, **options)
+
+
+def worker_on(model: Path, output: str, attempts: AttemptCounter, **options: Any) -> EmbeddingWorker:
+    return EmbeddingWorker(job_of(model, output, **options), attempts)
 
 
 def unit_of(folder: Path, texts: list[str | None]) -> Unit:
@@ -61,9 +71,17 @@ def test_a_unit_becomes_a_shard_and_a_record(tiny_model: Path, tmp_path: Path) -
     assert rows["truncated"].to_pylist() == [False, False]
     assert sum(rows["num_tokens"].to_pylist()) == record.tokens
     assert record.lengths == length_counts(rows["num_tokens"].to_numpy())
-    assert shard_footer(io.BytesIO(outputs.shards(output)[unit.shard]))["record"]["lengths"] == record.lengths
+    assert PARQUET.facts(io.BytesIO(outputs.shards(output)[unit.shard]))["record"]["lengths"] == record.lengths
     assert record.bytes == len(outputs.shards(output)[unit.shard])
     assert (attempts.begun(unit.id), attempts.unsettled()) == (1, 1)  # until the driver has the record
+
+
+def test_a_machine_without_lance_says_so_before_it_takes_a_unit(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = pickle.loads(pickle.dumps(job_of(tiny_model, str(tmp_path), shards=LANCE)))
+    library.cache_clear()
+    monkeypatch.setitem(sys.modules, "lance", None)
+    with pytest.raises(ConfigError, match=r"^--output-format=lance needs pylance, which writes such files and is not installed here; pip"):
+        EmbeddingWorker(job, AttemptCounter())
 
 
 def test_a_unit_of_rejected_rows_only_is_committed_empty(tiny_model: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,16 +13,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedding.corpus.shard import shard_bytes, shard_footer, shard_table
+from embedding.corpus.shard import shard_table
+from embedding.corpus.shards.form import ShardForm
+from embedding.corpus.shards.parquet import PARQUET
 from tests.support import outputs
 
 Change: TypeAlias = Callable[[pa.Table, dict[str, Any]], tuple[pa.Table, dict[str, Any]]]
 
 
-def rebuilt(data: bytes, change: Change) -> bytes:
+def rebuilt(data: bytes, change: Change, form: ShardForm = PARQUET) -> bytes:
     """The shard with other rows or another footer, whole in itself: every checksum is right."""
-    table, footer = change(pq.read_table(io.BytesIO(data)).replace_schema_metadata(None), shard_footer(io.BytesIO(data)))
-    return shard_bytes(table, footer)
+    read = form.read(data)
+    return form.encode(*change(read.table.replace_schema_metadata(None), read.facts))
 
 
 def flipped(data: bytes, place: int, bit: int = 4) -> bytes:
@@ -88,21 +91,25 @@ def _statistics(data: bytes) -> bytes:
     return data[:place] + int(greatest - 1).to_bytes(8, "little") + data[place + 8 :]
 
 
+CHANGES: dict[str, tuple[str, Change]] = {
+    "settings": ("wrong provenance", _other_settings),
+    "column renamed": ("wrong columns", _another_name),
+    "rows swapped": ("wrong ids", _taken(1, 0)),
+    "row doubled": ("wrong row count", _taken(0, 0, 1)),
+    "row left out": ("wrong row count", _taken(1)),
+    "kept column": ("wrong kept column", _another_text),
+    "NaN": ("not finite", of_vectors(_nan)),
+    "length": ("wrong norm", of_vectors(_longer)),
+    "counts": ("wrong record", _another_count),
+    "vector of one row": ("wrong vector", of_vectors(_another_direction)),
+}
+"""Name -> the kind of finding, and what it does to rows and footer, whatever the form of the shards."""
 OF_A_SHARD: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "bit flipped in a page": ("unreadable shard", lambda data: flipped(data, _in_a_page_of_vectors(data))),
     "truncated": ("unreadable shard", lambda data: data[: len(data) // 2]),
     "empty": ("unreadable shard", lambda _: b""),
     "statistics": ("wrong bytes", _statistics),
-    "settings": ("wrong provenance", lambda data: rebuilt(data, _other_settings)),
-    "column renamed": ("wrong columns", lambda data: rebuilt(data, _another_name)),
-    "rows swapped": ("wrong ids", lambda data: rebuilt(data, _taken(1, 0))),
-    "row doubled": ("wrong row count", lambda data: rebuilt(data, _taken(0, 0, 1))),
-    "row left out": ("wrong row count", lambda data: rebuilt(data, _taken(1))),
-    "kept column": ("wrong kept column", lambda data: rebuilt(data, _another_text)),
-    "NaN": ("not finite", lambda data: rebuilt(data, of_vectors(_nan))),
-    "length": ("wrong norm", lambda data: rebuilt(data, of_vectors(_longer))),
-    "counts": ("wrong record", lambda data: rebuilt(data, _another_count)),
-    "vector of one row": ("wrong vector", lambda data: rebuilt(data, of_vectors(_another_direction))),
+    **{name: (kind, partial(rebuilt, change=change)) for name, (kind, change) in CHANGES.items()},
 }
 """Name -> the kind of finding, and what it does to the bytes; needs columns id, text, num_tokens and truncated, and unit lengths."""
 

@@ -13,7 +13,8 @@ from embedding.corpus.ledger import CommitRecord, Ledger, parquet_bytes
 from embedding.corpus.lengths import length_counts
 from embedding.corpus.output import JobSettings, Output, rejected_name
 from embedding.corpus.plan import Unit, make_unit
-from embedding.corpus.shard import shard_bytes, shard_table
+from embedding.corpus.shard import shard_table
+from embedding.corpus.shards.parquet import PARQUET
 from embedding.corpus.sources import Source
 from embedding.run.summary import Summary
 from embedding.run.worker import rejected_table
@@ -46,7 +47,7 @@ class MadeOutput:
         facts = {"rejected": rejected, "tokens": int(lengths.sum()), "truncated": int((lengths == 64).sum()), "duplicates": duplicates}
         facts |= {"lengths": length_counts(lengths)}  # type: ignore[dict-item]
         table = shard_table(pa.table(dict(columns)), np.ascontiguousarray(vectors_RD, np.float32), {})
-        data = shard_bytes(table, {"unit": unit.identity(), "record": facts, "provenance": {}})
+        data = PARQUET.encode(table, {"unit": unit.identity(), "record": facts, "provenance": {}})
         if rejected:
             faults = {rows + number: "text is null" for number in range(rejected)}
             self.output.storage.put(rejected_name(unit.id), parquet_bytes(rejected_table(unit, None, faults)))

@@ -34,7 +34,7 @@ from embedding.run.pieces import average, embed_pieces, firsts
 from embedding.run.pipeline import run_checks
 from embedding.run.proof.config import VerifyConfig
 from embedding.run.proof.result import Proof
-from embedding.run.settings import columns_of_output, long_texts_of_output, model_options, vectors_of_output
+from embedding.run.settings import columns_of_output, long_texts_of_output, model_options, shards_of_output, vectors_of_output
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,8 @@ def verify_corpus(config: VerifyConfig, *, on_end: Callable[[Proof], None] | Non
     settings = output.settings()
     if settings is None:
         raise ConfigError(f"{output.url} is no output of this job: it has no _control/job.json; check the path")
+    output = Output(config.output, shards_of_output(settings))
+    output.form.require()
     model = model_of_output(config, settings, output) if config.sample else None
     proof = Proof(output.url)
     with _lease(config, output) as lease:
@@ -117,7 +119,8 @@ def plan_of_output(settings: JobSettings) -> list[Unit]:
     columns = columns_of_output(settings)
     layouts = read_layouts(list_inputs(settings.input, columns.format, columns.all).sources, columns)
     limit = settings.asked.get("limit_rows")
-    planned = plan_units(layouts, unit_rows=settings.kept["unit_rows"], fingerprint=settings.fingerprint, limit_rows=limit)
+    rows, names = settings.kept["unit_rows"], shards_of_output(settings).names
+    planned = plan_units(layouts, unit_rows=rows, fingerprint=settings.fingerprint, limit_rows=limit, names=names)
     return sorted(planned, key=lambda unit: unit.shard)
 
 
@@ -169,7 +172,7 @@ def rules_of_output(settings: JobSettings) -> Rules:
         normalized=settings.vectors["normalize"],
         fingerprint=settings.fingerprint,
         settings=settings.vectors,
-        byte_stream_split=settings.vectors.get("byte_stream_split", False),
+        form=shards_of_output(settings),
         long_text=long_texts_of_output(settings).how,
         max_tokens=settings.vectors["max_tokens"],
         package_version=embedding.__version__,

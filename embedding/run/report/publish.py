@@ -53,7 +53,7 @@ def make_report(output: Output, summary: Summary, settings: JobSettings, shards:
     records = read_records(output.storage, shards, summary.run, records_until)
     rejections = read_rejections(output.storage, records, rejected_until)
     runs = read_runs(output.storage, runs_until)
-    sample = sample_shards(output.storage, shards, rows=SAMPLE_ROWS, seed=settings.fingerprint, until=sample_until)
+    sample = sample_shards(output.storage, shards, rows=SAMPLE_ROWS, seed=settings.fingerprint, until=sample_until, form=output.form)
     vectors = study(sample.vectors_RD, sample.rounding) if len(sample.vectors_RD) else None
     page = page_of(Findings(summary, settings, model, len(shards), records, rejections, runs, sample, vectors))
     layout = Environment(loader=PackageLoader("embedding.run.report", "."), autoescape=True, undefined=StrictUndefined)

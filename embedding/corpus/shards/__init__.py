@@ -1,0 +1,1 @@
+"""How shards are written and read, by the format of their files."""
