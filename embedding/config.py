@@ -110,7 +110,7 @@ class JobConfig(Config):
     output: Annotated[str, _OUTPUT] = Field(min_length=1, description="Folder for the shards; local path or fsspec URL.")
     output_format: Annotated[OutputFormat, _OUTPUT] = Field(
         "parquet",
-        description="Format of the shards: parquet, or lance, which makes a Lance dataset of a complete output (needs pylance).",
+        description="Format of the shards: parquet, or lance, which makes the completed output a Lance dataset (needs pylance).",
     )
     output_dtype: Annotated[OutputDtype, _OUTPUT] = Field(
         "float32",
