@@ -22,7 +22,8 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 
 from benchmarks.data import make_model
 from benchmarks.setting import Result
-from benchmarks.simulation import GROUPS, ROWS, planned, sleeping_worker, worker_job, write_corpus
+from benchmarks.simulation import GROUPS, ROWS, planned, write_corpus
+from benchmarks.sleeping import sleeping_worker, worker_job
 from embedding.corpus.ledger import CommitRecord
 from embedding.run.cluster import quiet_ray
 from embedding.run.pipeline import run_units
@@ -34,9 +35,9 @@ _WATCH_SECONDS = 0.2
 _FIRST_RECORDS = 200
 
 
-def rate_stage(scratch: str, units: int) -> Result:
+def rate_stage(scratch: str, units: int, workers: int) -> Result:
     """Units a second with workers that do not even sleep, and the driver's own CPU time for each."""
-    found = _run(scratch, [(ROWS,) * GROUPS] * (units // GROUPS), workers=4, seconds_per_row=0.0)
+    found = _run(scratch, [(ROWS,) * GROUPS] * (units // GROUPS), workers, seconds_per_row=0.0)
     return found | {"driver_ms_per_unit": 1e3 * found["driver_cpu_seconds"] / found["units"]}
 
 

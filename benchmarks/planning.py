@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from benchmarks.setting import Result
 from benchmarks.simulation import COLUMNS, FINGERPRINT, GROUPS, ROWS, Stock, planned, write_corpus, write_shards
 from embedding.corpus.output import Output
 from embedding.corpus.plan import Unit, plan_units
 from embedding.corpus.reader import read_layouts
 from embedding.corpus.sources import list_sources
+
+if TYPE_CHECKING:
+    from benchmarks.setting import Result  # needs torch, of which the processes that are measured here know nothing
 
 
 def plan_stage(root: str, files: int, stock: Stock | None = None) -> Result:

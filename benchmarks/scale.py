@@ -34,7 +34,7 @@ def main(words: Sequence[str] | None = None) -> Result:
         stages: dict[str, Callable[[], Result]] = {
             "plan": lambda: plan_stage(root, options.files, stock),
             "begin": lambda: begin_stage(scratch, options.begin_units),
-            "rate": lambda: rate_stage(scratch, options.units),
+            "rate": lambda: rate_stage(scratch, options.units, min(4, options.workers[-1])),
             "efficiency": lambda: {str(workers): efficiency_stage(scratch, workers, options.rounds) for workers in options.workers},
             "tail": lambda: tail_stage(scratch, options.workers[-1], options.rounds),
             "memory": lambda: memory_stage(scratch, min(4, options.workers[-1]), options.rounds),

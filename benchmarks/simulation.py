@@ -1,36 +1,27 @@
-"""A corpus of very many files, an output of very many shards, and a worker that sleeps instead of encoding. All else is the job's own."""
+"""A corpus of very many files and an output of very many shards, for a driver that plans: without torch."""
 
 from __future__ import annotations
 
 import io
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.data import BenchModel
 from embedding.corpus.ledger import CommitRecord, Ledger
 from embedding.corpus.output import Output
 from embedding.corpus.plan import Unit, plan_units
 from embedding.corpus.reader import Columns, read_layouts
 from embedding.corpus.sources import list_sources
 from embedding.corpus.storage import filesystem_of, is_local
-from embedding.model.embedder import EmbeddedTexts, Embedder
-from embedding.model.spec import LongTexts
-from embedding.model.tokenizer import TokenizedTexts
-from embedding.model.windows import Pieces
-from embedding.run.worker import EmbeddingWorker, WorkerJob
 
 COLUMNS = Columns("text", ("id",))
 FINGERPRINT = "simulation"
 GROUPS, ROWS = 10, 8
 """Row groups of a source file, and their rows; a row group is a unit."""
-_DIMENSIONS = 8
 _PUTS_AT_ONCE = 2_000
 
 Stock: TypeAlias = Callable[[str, Sequence[str]], None]
@@ -80,39 +71,3 @@ def _put_all(url: str, objects: Iterator[tuple[str, bytes]]) -> None:
                 Path(folder).mkdir(parents=True, exist_ok=True)
             made |= folders
         fs.pipe(batch)
-
-
-def sleeping_worker(seconds_per_row: float) -> type[EmbeddingWorker]:
-    """A worker whose encoder takes that long and gives every row a vector of zeros."""
-
-    class SleepingEmbedder:
-        packed = True
-        lanes = 1
-        description: Mapping[str, str] = {"batches": "packed"}
-
-        def windows(self, long: LongTexts) -> Callable[[Sequence[str]], Pieces]:
-            del long
-            return self.pieces
-
-        def pieces(self, texts: Sequence[str]) -> Pieces:
-            rows, none = np.arange(len(texts)), np.zeros(len(texts), np.int64)
-            tokens = TokenizedTexts(np.zeros(len(texts), np.int32), np.arange(len(texts) + 1), np.zeros(len(texts), np.bool_))
-            return Pieces(tokens, rows, none, none, rows[:0])
-
-        def embed(self, tokens: TokenizedTexts, batch_tokens: int) -> EmbeddedTexts:
-            rows = len(tokens.lengths)
-            time.sleep(rows * seconds_per_row)
-            return EmbeddedTexts(np.zeros((rows, _DIMENSIONS), np.float32), np.ones(rows, np.bool_), batch_tokens, 0, rows)
-
-    class SleepingWorker(EmbeddingWorker):
-        def load(self, job: WorkerJob) -> Embedder:
-            del job
-            return cast(Embedder, SleepingEmbedder())
-
-    return SleepingWorker
-
-
-def worker_job(model: BenchModel, output: str) -> WorkerJob:
-    """What a run would tell its workers."""
-    facts: dict[str, Any] = {"fingerprint": FINGERPRINT}
-    return WorkerJob(model.spec("fp32"), output, 2048, COLUMNS, True, False, facts, 3, "cpu", None)

@@ -19,7 +19,8 @@ from embedding.corpus.sources import list_sources
 from embedding.model.tokenizer import TokenizedTexts
 from embedding.run.attempts import AttemptCounter
 from embedding.run.exchange import encode_unit
-from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
+from embedding.run.reading import read_stage
+from embedding.run.worker import EmbeddingWorker, WorkerJob
 
 _COLUMNS = Columns("text", ("id",))
 

@@ -52,16 +52,16 @@ def test_the_plan_of_many_files(storage_root: str) -> None:
 
 
 def test_the_quick_form_of_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--files", "3", "--units", "40", "--workers", "2", "--rounds", "8", "--stages", "plan", "rate", "memory"]
+    words = ["--files", "3", "--units", "20", "--workers", "2", "--rounds", "3", "--stages", "plan", "rate", "memory"]
     found = scale.main([*words, "--out", str(tmp_path / "scale.json")])
     assert json.loads((tmp_path / "scale.json").read_text())["stages"] == found["stages"]
     rate, memory = found["stages"]["rate"], found["stages"]["memory"]
-    assert (rate["units"], sum(rate["units_by_worker"])) == (40, 40)
+    assert (rate["units"], sum(rate["units_by_worker"])) == (20, 20)
     assert memory["object_store"]["peak_megabytes"] >= memory["unit_megabytes"]
     assert 0.0 < memory["efficiency"] <= 1.0
     printed = capsys.readouterr().out
     assert "plan: 30 units of 3 files" in printed
-    assert "40 units without work" in printed
+    assert "20 units without work" in printed
 
 
 @pytest.mark.parametrize(("lengths", "low", "high"), [("lognormal:8", 3, 80), ("uniform:5-9", 5, 9)])

@@ -26,8 +26,9 @@ MAY_IMPORT = {
 }
 """jobs -> run -> {model, corpus} -> {config, errors}; `embedding` itself is the front door, which run takes the version from."""
 
-USES_RAY = {f"embedding/run/{name}.py" for name in ("cluster", "metrics", "pipeline", "submission")}
-"""Who connects the cluster; the pipeline, on it; the metrics, which leave through it; the client of its job server, never there."""
+USES_RAY = {f"embedding/run/{name}.py" for name in ("cluster", "metrics", "pipeline", "remote_attempts", "submission")}
+"""Who connects the cluster; the pipeline and the counter, on it; the metrics, which leave through it; the client of its job server, which
+is never there."""
 FOREIGN_TO = {
     "embedding.corpus": {"ray", "tokenizers", "torch", "transformers"},
     "embedding.model": {"fsspec", "pyarrow", "ray", "s3fs"},

@@ -10,25 +10,25 @@ import logging
 import re
 import socket
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
 from ray.exceptions import GetTimeoutError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from embedding.corpus.findings import CheckedUnit
 from embedding.corpus.ledger import CommitRecord, records_from_table
 from embedding.corpus.plan import Unit
 from embedding.errors import EmbeddingJobError, ModelError
-from embedding.run.attempts import AttemptCounter
 from embedding.run.calibrator import CalibrationJob, Calibrator, Ranges
 from embedding.run.checker import CheckJob, check_stage
 from embedding.run.exchange import decode_checked, encode_unit
 from embedding.run.placement import READ_CPUS, Placement
 from embedding.run.probe import Findings, Probe, ProbeJob
-from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage, reason_of
+from embedding.run.reading import read_stage, reason_of
+from embedding.run.remote_attempts import RemoteAttempts
+from embedding.run.worker import EmbeddingWorker, WorkerJob
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def run_units(
 
     One row of the dataset is one unit, and every batch and every block behind the read is one row, so that units never mix.
     """
-    attempts = _RemoteAttempts.start()
+    attempts = RemoteAttempts.start()
     if in_flight is not None:
         in_flight.watch(attempts)
     dataset = (
@@ -96,7 +96,7 @@ def run_units(
 
 def run_checks(units: Sequence[Unit], job: CheckJob, workers: int | None) -> Iterator[CheckedUnit]:
     """Check the units' shards, `workers` at once (None: as many as there are CPUs); yields what was found as it comes, in no order."""
-    attempts = _RemoteAttempts.start()
+    attempts = RemoteAttempts.start()
     dataset = _one_row_each(units).map_batches(
         functools.partial(check_stage, job=job, attempts=attempts),
         batch_size=1,
@@ -178,7 +178,7 @@ class _Starting:
         EmbeddingJobError: anything else.
     """
 
-    def __init__(self, worker: type[EmbeddingWorker], job: WorkerJob, attempts: _RemoteAttempts) -> None:
+    def __init__(self, worker: type[EmbeddingWorker], job: WorkerJob, attempts: RemoteAttempts) -> None:
         self._worker: EmbeddingWorker | None = None
         try:
             self._worker = worker(job, attempts)
@@ -193,48 +193,15 @@ class _Starting:
         return self._worker(batch)
 
 
-class _RemoteAttempts:
-    """A counter as reads and workers see it: it lives in an actor of its own, which outlives the processes that die."""
-
-    def __init__(self, counter: Any) -> None:
-        self._counter = counter
-
-    @classmethod
-    def start(cls) -> Self:
-        """A counter on the driver's node, which lives as long as the run."""
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        counter: Any = ray.remote(AttemptCounter)
-        return cls(counter.options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here).remote())
-
-    def begun(self, key: str) -> int:
-        return int(ray.get(self._counter.begun.remote(key)))
-
-    def begin(self, key: str) -> int:
-        return int(ray.get(self._counter.begin.remote(key)))
-
-    def fail(self, key: str, reason: str) -> None:
-        ray.get(self._counter.fail.remote(key, reason))
-
-    def reason(self, key: str) -> str:
-        return str(ray.get(self._counter.reason.remote(key)))
-
-    def settle(self, key: str) -> None:
-        self._counter.settle.remote(key)
-
-    def unsettled(self) -> ray.ObjectRef[int]:
-        asked: ray.ObjectRef[int] = self._counter.unsettled.remote()
-        return asked
-
-
 class InFlight:
     """How many units are being read or worked on, for who wants to show it: asks without waiting for the answer."""
 
     def __init__(self) -> None:
-        self._attempts: _RemoteAttempts | None = None
+        self._attempts: RemoteAttempts | None = None
         self._asked: ray.ObjectRef[int] | None = None
         self._known: int | None = None
 
-    def watch(self, attempts: _RemoteAttempts) -> None:
+    def watch(self, attempts: RemoteAttempts) -> None:
         """Ask this counter from now on."""
         self._attempts = attempts
 

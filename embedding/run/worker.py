@@ -24,7 +24,7 @@ from embedding.corpus.ledger import CommitRecord, parquet_bytes, records_to_tabl
 from embedding.corpus.numbers import LARGEST_HALF
 from embedding.corpus.output import Output, rejected_name
 from embedding.corpus.plan import Unit
-from embedding.corpus.reader import Columns, UnitRows, read_unit
+from embedding.corpus.reader import Columns, UnitRows
 from embedding.corpus.shard import EMBEDDING, NOT_FINITE, identified, shard_table, too_long
 from embedding.corpus.shards.form import ShardForm
 from embedding.corpus.shards.parquet import PARQUET
@@ -32,17 +32,15 @@ from embedding.corpus.vectors import Calibration, VectorColumns
 from embedding.errors import AccessError, BadRowsError, EmbeddingJobError, StorageFullError
 from embedding.model.spec import TRUNCATE, LongTexts, ModelSpec
 from embedding.run.attempts import Attempts
-from embedding.run.exchange import decode_rows, decode_unit, encode_rows, read_result
+from embedding.run.exchange import decode_rows, decode_unit
 from embedding.run.models import model_folder
 from embedding.run.pieces import embed_pieces, shard_rows
+from embedding.run.reading import reason_of
 
 if TYPE_CHECKING:
     from embedding.model.embedder import Embedder
 
 log = logging.getLogger(__name__)
-
-_REASON_CHARS = 500
-"""Other people's errors can quote what they met, a whole text for instance."""
 
 
 @dataclass(frozen=True)
@@ -69,28 +67,6 @@ class WorkerJob:
     calibration: Calibration = field(default_factory=dict)
     """Of int8, the ranges that the output is begun with."""
     shards: ShardForm = PARQUET
-
-
-def read_stage(batch: pa.Table, columns: Columns, attempts: Attempts, max_attempts: int) -> pa.Table:
-    """One unit in, one row of READ_SCHEMA out: its rows, or why they can not be had.
-
-    Raises:
-        AccessError: the source can not be read any more.
-    """
-    text = batch.column("unit")[0].as_py()
-    unit = decode_unit(text)
-    started = time.time()
-    key = f"read {unit.id}"
-    if attempts.begin(key) > max_attempts:
-        return read_result(text, None, f"its reader died {max_attempts} times; {unit.source.uri} may be damaged or too large", started)
-    try:
-        return read_result(text, encode_rows(read_unit(unit, columns)), None, started)
-    except AccessError:  # the plan could read it: credentials have expired, and no other unit can be read
-        raise
-    except Exception as error:  # noqa: BLE001  (whatever a file does to its reader, the run goes on without it)
-        return read_result(text, None, reason_of(error), started)
-    finally:
-        attempts.settle(key)
 
 
 class _Turns:
@@ -254,10 +230,3 @@ def rejected_table(unit: Unit, ids: pa.ChunkedArray | None, faults: dict[int, st
             "reason": [faults[row] for row in rows.tolist()],
         }
     )
-
-
-def reason_of(error: Exception) -> str:
-    """What went wrong on one line, of bounded length where others worded it."""
-    if isinstance(error, EmbeddingJobError):
-        return str(error)
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_REASON_CHARS]

@@ -28,6 +28,7 @@ from embedding.run.models import find_model
 from embedding.run.proof.config import VerifyConfig
 from embedding.run.proof.result import Proof
 from embedding.run.proof.verify import examine, model_of_output
+from embedding.run.reading import read_stage
 from embedding.run.settings import (
     columns_of_corpus,
     first_choices,
@@ -38,7 +39,7 @@ from embedding.run.settings import (
     shards_of_output,
     what_was_asked,
 )
-from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
+from embedding.run.worker import EmbeddingWorker, WorkerJob
 
 
 def embed_here(source: str, output: str, model: Path | str, run: str = "run", **options: Any) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import subprocess
 import sys
 import threading
 from dataclasses import replace
@@ -29,7 +30,8 @@ from embedding.errors import ConfigError
 from embedding.model.spec import resolve_model
 from embedding.run.attempts import AttemptCounter
 from embedding.run.exchange import encode_unit
-from embedding.run.worker import EmbeddingWorker, WorkerJob, _Turns, read_stage
+from embedding.run.reading import read_stage
+from embedding.run.worker import EmbeddingWorker, WorkerJob, _Turns
 from tests.model.tiny import save_model
 from tests.support import corpora, outputs
 
@@ -229,3 +231,10 @@ def test_units_of_an_old_listing_never_mix_with_new_bytes(change: str, tiny_mode
     record = process(worker_on(tiny_model, output, attempts), unit, attempts)
     assert "a.parquet" in record.error
     assert outputs.shards(output) == {}
+
+
+def test_a_process_that_reads_or_checks_starts_without_the_encoder() -> None:
+    """What Ray sends it names these modules: torch and transformers would cost each such process seconds and hundreds of MB."""
+    modules = "embedding.run.reading, embedding.run.checker, embedding.run.remote_attempts"
+    asked = f"import sys, ray.data, {modules}; print(sorted(sys.modules.keys() & {{'torch', 'transformers'}}))"
+    assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -14,7 +14,8 @@ import pyarrow as pa
 import ray
 
 from embedding.run.exchange import decode_unit
-from embedding.run.worker import EmbeddingWorker, WorkerJob, read_stage
+from embedding.run.reading import read_stage
+from embedding.run.worker import EmbeddingWorker, WorkerJob
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
