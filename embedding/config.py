@@ -57,7 +57,11 @@ _RUN = Parameter(group=Group("Run", sort_key=5))
 _LIST = Parameter(consume_multiple=True, negative="", show_default=False)
 _FLAG = Parameter(negative="", show_default=False)
 _AUTO_OR_NUMBER = Parameter(metavar="auto|N", show_choices=False)
-_ONE_OF = Parameter(metavar="NAME")
+_ONE_OF = Parameter(metavar="CHOICE")
+_NAME = Parameter(metavar="NAME")
+_TEXT = Parameter(metavar="TEXT")
+_NUMBER = Parameter(metavar="N")
+_PLACE = Parameter(metavar="PATH|URL")
 
 
 class Config(BaseModel):
@@ -82,67 +86,67 @@ class JobConfig(Config):
         pydantic.ValidationError: the same, from the constructor.
     """
 
-    input: Annotated[tuple[str, ...], _CORPUS, _LIST] = Field(
+    input: Annotated[tuple[str, ...], _CORPUS, _LIST, _PLACE] = Field(
         min_length=1,
         description="File, folder (read recursively), table or glob; a local path or a URL such as s3://bucket/corpus or "
-        "hf://datasets/owner/name. Takes several.",
+        "hf://datasets/owner/name. Accepts several.",
     )
     input_format: Annotated[InputFormat, _CORPUS] = Field(
         "auto",
-        description="Format of the files; auto: by their suffixes, Parquet if there is any.",
+        description="Format of the files; auto: by their suffixes, Parquet if there are any such files.",
     )
-    text_column: Annotated[str, _CORPUS] = Field(
+    text_column: Annotated[str, _CORPUS, _NAME] = Field(
         "text", min_length=1, description="Column that holds the text; a dotted path reaches a nested field (doc.body)."
     )
-    text_template: Annotated[str | None, _CORPUS] = Field(
+    text_template: Annotated[str | None, _CORPUS, _TEXT] = Field(
         None,
         min_length=1,
         description="Builds the text from several columns, instead of --text-column: '{title}\\n\\n{body}'; {{ and }} are literal braces.",
     )
-    id_column: Annotated[str | None, _CORPUS] = Field(
+    id_column: Annotated[str | None, _CORPUS, _NAME] = Field(
         None, description="Column copied to every shard as the row's identity; without it, shards have source and row_index."
     )
-    keep_columns: Annotated[tuple[str, ...], _CORPUS, _LIST] = Field(
-        (), description="Further columns copied to every shard, types unchanged."
+    keep_columns: Annotated[tuple[str, ...], _CORPUS, _LIST, _NAME] = Field(
+        (), description="More columns copied to every shard, types unchanged."
     )
-    limit_rows: Annotated[PositiveInt | None, _CORPUS] = Field(None, description="Embed only the first N rows of the corpus.")
+    limit_rows: Annotated[PositiveInt | None, _CORPUS, _NUMBER] = Field(None, description="Embed only the first N rows of the corpus.")
 
-    output: Annotated[str, _OUTPUT] = Field(min_length=1, description="Folder for the shards; local path or fsspec URL.")
+    output: Annotated[str, _OUTPUT, _PLACE] = Field(min_length=1, description="Folder for the shards; a local path or an fsspec URL.")
     output_format: Annotated[OutputFormat, _OUTPUT] = Field(
         "parquet",
         description="Format of the shards: parquet, or lance, which makes the completed output a Lance dataset (needs pylance).",
     )
     output_dtype: Annotated[OutputDtype, _OUTPUT] = Field(
         "float32",
-        description="Number type of the embedding columns: float32, float16, int8 (255 steps of each dimension's range, --calibration), "
+        description="Number type of the embedding columns: float32, float16, int8 (255 steps over each dimension's range: --calibration) "
         "or one bit per number, packed as in sentence-transformers: binary (int8) or ubinary (uint8).",
     )
-    calibration: Annotated[str | None, _OUTPUT] = Field(
+    calibration: Annotated[str | None, _OUTPUT, _PLACE] = Field(
         None,
         min_length=1,
-        description="Ranges for --output-dtype int8: a .npy file (least and greatest number of each dimension) or another output's folder; "
-        "default: measured on a sample of the corpus when the output is begun.",
+        description="Ranges for --output-dtype int8: a .npy file (minimum and maximum of each dimension) or another output's folder; "
+        "default: measured on a sample of the corpus by the first run.",
     )
     byte_stream_split: Annotated[bool, _OUTPUT, _FLAG] = Field(
         False, description="Encode the embedding column as BYTE_STREAM_SPLIT: smaller, but Spark 3.5 and fastparquet cannot read it."
     )
     token_columns: Annotated[bool, _OUTPUT, _FLAG] = Field(False, description="Add the columns num_tokens and truncated to every shard.")
     restart: Annotated[bool, _OUTPUT, _FLAG] = Field(
-        False, description="Delete what this output holds and start over; asks first, and without a terminal needs --yes."
+        False, description="Delete what is in this output and start over; asks first, and needs --yes if there is no terminal to ask on."
     )
     yes: Annotated[bool, _OUTPUT, _FLAG] = Field(
-        False, description="Confirm deletions: of --restart, and of shards whose input or rows are dropped."
+        False, description="Confirm deletions: by --restart, and of shards whose input or rows are no longer asked for."
     )
 
-    model: Annotated[str, _MODEL] = Field(
+    model: Annotated[str, _MODEL, Parameter(metavar="PATH|URL|ID")] = Field(
         DEFAULT_MODEL,
         min_length=1,
-        description="Folder, fsspec URL of one, or hub id of a transformers or sentence-transformers encoder with safetensors weights.",
+        description="Folder, fsspec URL or hub id of a transformers or sentence-transformers encoder with safetensors weights.",
     )
-    revision: Annotated[str | None, _MODEL] = Field(None, description="Branch, tag or commit of a hub model.")
+    revision: Annotated[str | None, _MODEL, _NAME] = Field(None, description="Branch, tag or commit of a hub model.")
     trust_remote_code: Annotated[bool, _MODEL, _FLAG] = Field(False, description="Run Python code from the model folder.")
-    prompt: Annotated[str | None, _MODEL] = Field(None, description="Prefix for every text, such as 'passage: '.")
-    prompt_name: Annotated[str | None, _MODEL] = Field(
+    prompt: Annotated[str | None, _MODEL, _TEXT] = Field(None, description="Prefix for every text, such as 'passage: '.")
+    prompt_name: Annotated[str | None, _MODEL, _NAME] = Field(
         None, description="Name of a prompt in the model's own sentence-transformers configuration."
     )
     pooling: Annotated[Literal["auto"] | Pooling, _MODEL, _ONE_OF] = Field(
@@ -152,25 +156,25 @@ class JobConfig(Config):
     normalize: Annotated[Literal["auto", "yes", "no"], _MODEL] = Field(
         "auto", description="Scale vectors to length 1; auto: as the model folder says, else no."
     )
-    max_tokens: Annotated[PositiveInt | None, _MODEL] = Field(
+    max_tokens: Annotated[PositiveInt | None, _MODEL, _NUMBER] = Field(
         None,
-        description="Most tokens read of a text, or of one of its windows (--long-text), including special tokens and prompt; "
+        description="Most tokens read from a text, or from one of its windows (--long-text), including special tokens and prompt; "
         "default: as the model folder says.",
     )
     long_text: Annotated[LongText, _MODEL] = Field(
         "truncate",
-        description="What happens to a text of more than --max-tokens: truncate reads its beginning, chunk writes one row per window, "
-        "average writes one vector of all windows, weighted by tokens, reject lists the row as rejected.",
+        description="What happens to a text longer than --max-tokens: truncate reads its beginning; chunk writes one row per window; "
+        "average writes one vector, the average of its windows weighted by tokens; reject lists the row as rejected.",
     )
-    chunk_overlap: Annotated[NonNegativeInt, _MODEL] = Field(
-        0, description="Most tokens that a window repeats from the window before it, in whole words or sentences."
+    chunk_overlap: Annotated[NonNegativeInt, _MODEL, _NUMBER] = Field(
+        0, description="Most tokens that a window repeats from the previous window, in whole words or sentences."
     )
     chunk_by: Annotated[ChunkBy, _MODEL] = Field(
         "words", description="Where windows begin and end: at words, or at sentences if a sentence fits in a window."
     )
-    dimensions: Annotated[tuple[PositiveInt, ...], _MODEL, _LIST, Parameter(metavar="N")] = Field(
+    dimensions: Annotated[tuple[PositiveInt, ...], _MODEL, _LIST, _NUMBER] = Field(
         (),
-        description="Keep only the first N dimensions (Matryoshka) and normalize again unless --normalize is no; each further, "
+        description="Keep only the first N dimensions (Matryoshka) and normalize again unless --normalize is no; each additional, "
         "smaller N gets its own column, embedding_N.",
     )
     precision: Annotated[Literal["auto"] | Precision, _MODEL, _ONE_OF] = Field(
@@ -179,38 +183,43 @@ class JobConfig(Config):
 
     batch_tokens: Annotated[Literal["auto"] | PositiveInt, _SPEED, _AUTO_OR_NUMBER] = Field(
         "auto",
-        description="Tokens per batch; auto: measured when a large corpus is begun, else 131072 on GPUs, 1024 on CPUs. "
+        description="Tokens per batch; auto: measured before the first run on a large corpus, else 131072 on GPUs, 1024 on CPUs. "
         "The output keeps the first run's choice.",
     )
     unit_rows: Annotated[Literal["auto"] | PositiveInt, _SPEED, _AUTO_OR_NUMBER] = Field(
         "auto",
-        description="Rows per work unit, and so per shard; auto: 10 seconds of work, measured when a large corpus (above "
-        "524288 rows on GPUs, 16384 on CPUs) is begun, else 65536 and 2048. The output keeps the first run's choice.",
+        description="Rows per work unit, and so per shard; auto: 10 seconds of work, measured before the first run on a large corpus "
+        "(more than 524288 rows on GPUs, 16384 on CPUs), else 65536 and 2048. The output keeps the first run's choice.",
     )
-    workers: Annotated[str, _SPEED] = Field(
-        "auto", description="Encoder processes: auto (as many as fit the cluster), N, or MIN:MAX (grows and shrinks)."
+    workers: Annotated[str, _SPEED, Parameter(metavar="auto|N|MIN:MAX")] = Field(
+        "auto", description="Encoder processes: auto (as many as the cluster has room for), N, or MIN:MAX (grows and shrinks)."
     )
     gpus_per_worker: Annotated[Literal["auto"] | Annotated[float, Field(ge=0)], _SPEED, _AUTO_OR_NUMBER] = Field(
         "auto", description="GPUs (or a fraction of one) per worker; auto: 1 if the cluster has GPUs, else 0."
     )
     cpus_per_worker: Annotated[Literal["auto"] | PositiveInt, _SPEED, _AUTO_OR_NUMBER] = Field(
         "auto",
-        description="CPU cores per worker; auto: 1 with a GPU, else all cores of a node (in a running cluster one fewer, for the reads).",
+        description="CPU cores per worker; auto: 1 with a GPU, else all cores of a node (in a running cluster, one fewer, for the reads).",
     )
-    max_unit_attempts: Annotated[PositiveInt, _SPEED] = Field(3, description="Number of tries after which a failing unit is set aside.")
+    max_unit_attempts: Annotated[PositiveInt, _SPEED, _NUMBER] = Field(
+        3, description="Number of attempts after which a failing unit is set aside."
+    )
 
     bad_rows: Annotated[BadRows, _RUN] = Field(
         "reject",
-        description="Bad lines, rows without text or finite vector: reject lists them, fail fails their unit (unreadable file: the run).",
+        description="What to do with bad lines and rows without text or a finite vector: reject lists them; fail fails their unit "
+        "(for an unreadable file, the run).",
     )
     dry_run: Annotated[bool, _RUN, _FLAG] = Field(
         False, description="Show what would be done, how long it would take and what it would cost; write nothing."
     )
-    gpu_hour_price: Annotated[PositiveFloat | None, _RUN] = Field(None, description="Price of one GPU hour, for the cost in --dry-run.")
-    rate: Annotated[PositiveFloat | None, _RUN] = Field(
+    gpu_hour_price: Annotated[PositiveFloat | None, _RUN, Parameter(metavar="PRICE")] = Field(
+        None, description="Price of one GPU hour, for the cost in --dry-run."
+    )
+    rate: Annotated[PositiveFloat | None, _RUN, _NUMBER] = Field(
         None, description="Tokens per second of one worker, for the time in --dry-run; default: measured, if possible."
     )
-    json_summary: Annotated[str | None, _RUN] = Field(None, description="Also write the JSON summary to this path or URL.")
+    json_summary: Annotated[str | None, _RUN, _PLACE] = Field(None, description="Also write the JSON summary to this path or URL.")
     report: Annotated[Literal["yes", "no"], _RUN] = Field(
         "yes", description="Write an HTML report of the run, _control/runs/<run>/report.html; it quotes ids and kept columns."
     )
@@ -219,7 +228,7 @@ class JobConfig(Config):
     )
     quiet: Annotated[bool, _RUN, _FLAG] = Field(False, description="Print only errors and the summary.")
     verbose: Annotated[bool, _RUN, _FLAG] = Field(False, description="Print more, such as which store requests are retried.")
-    lease_seconds: Annotated[PositiveFloat, _RUN] = Field(
+    lease_seconds: Annotated[PositiveFloat, _RUN, Parameter(metavar="SECONDS")] = Field(
         30.0, description="Seconds without a sign of life after which another run may take over the output."
     )
 
@@ -240,7 +249,7 @@ class JobConfig(Config):
     @classmethod
     def _output_can_be_written(cls, value: str) -> str:
         if value.startswith("hf://"):
-            raise ValueError("the hub is only read; choose a folder or a store, and upload what is in it when the run is done")
+            raise ValueError("the job cannot write to the hub; choose a local folder or an object store, and upload the result afterward")
         return value
 
     @field_validator("workers")
@@ -269,7 +278,9 @@ class JobConfig(Config):
         copied = [*([self.id_column] if self.id_column else []), *self.keep_columns]
         reserved = RESERVED_COLUMNS.union(vector_columns(self.dimensions), CHUNK_COLUMNS if self.long_text == "chunk" else ())
         if taken := sorted(reserved.intersection(copied)):
-            raise ValueError(f"column {taken[0]!r} has a name that the shards use themselves; rename it in the source or leave it out")
+            raise ValueError(
+                f"column {taken[0]!r} has a name that is reserved for the shards' own columns; rename it in the source or leave it out"
+            )
         if len(set(copied)) < len(copied):
             repeated = next(name for name in copied if copied.count(name) > 1)
             raise ValueError(f"column {repeated!r} is named twice in --id-column and --keep-columns; name it once")
@@ -284,14 +295,14 @@ class JobConfig(Config):
     def _stores_numbers(self) -> Self:
         if any(each <= after for each, after in pairwise(self.dimensions)):
             given = " ".join(map(str, self.dimensions))
-            raise ValueError(f"--dimensions {given} does not fall; give the largest number first, and each once")
+            raise ValueError(f"--dimensions {given} is not in decreasing order; give the largest number first, and each number once")
         if self.calibration is not None and self.output_dtype != "int8":
-            raise ValueError(f"--calibration is about int8, which --output-dtype={self.output_dtype} is not; leave it out")
+            raise ValueError(f"--calibration has no use with --output-dtype={self.output_dtype}, only with int8; leave it out")
         if self.byte_stream_split and self.output_format != "parquet":
             raise ValueError(f"--byte-stream-split is Parquet's, which --output-format={self.output_format} is not; leave it out")
         if self.byte_stream_split and self.output_dtype not in ("float32", "float16"):
             raise ValueError(
-                f"--byte-stream-split parts the bytes of numbers, and --output-dtype={self.output_dtype} has one each; leave it out"
+                f"--byte-stream-split needs numbers of several bytes, but --output-dtype={self.output_dtype} has one; leave it out"
             )
         return self
 
@@ -299,11 +310,11 @@ class JobConfig(Config):
     def _cuts_as_asked(self) -> Self:
         if self.long_text not in ("chunk", "average") and (self.chunk_overlap or self.chunk_by != "words"):
             option = "chunk-overlap" if self.chunk_overlap else "chunk-by"
-            raise ValueError(f"--{option} is about windows, and --long-text={self.long_text} makes none; say --long-text chunk or average")
+            raise ValueError(f"--{option} needs windows, but --long-text={self.long_text} makes none; set --long-text to chunk or average")
         if self.long_text == "chunk" and self.text_column in self.keep_columns:
             raise ValueError(
-                f"--keep-columns {self.text_column} would repeat the whole text beside each of its chunks; leave it out: "
-                "chunk_start and chunk_end say where in the source's text a chunk is"
+                f"--keep-columns {self.text_column} would repeat the whole text in the row of each chunk; leave it out, "
+                "since chunk_start and chunk_end tell where in the source's text a chunk is"
             )
         return self
 
@@ -330,6 +341,6 @@ def refuse_secrets(option: str, url: str) -> None:
     place, _, query = rest.partition("?")
     if is_url and (_USER_AND_PASSWORD.match(place) or _SIGNATURE.search(query)):
         raise ValueError(
-            f"--{option} is a URL with a password, key or signature in it, which would be written into records and logs; "
-            "leave it out and give it as the store's library reads it (for S3: AWS_* variables or a profile)"
+            f"--{option} is a URL that contains a password, key or signature, which would be written to records and logs; "
+            "remove it, and provide it where the store's library looks for it (for S3: AWS_* variables or a profile)"
         )

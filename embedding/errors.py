@@ -48,11 +48,11 @@ class ModelError(ConfigError):
 
 
 class ModelUnreachableError(EmbeddingJobError):
-    """One machine cannot get the model that the job was planned with; running again can help."""
+    """The model cannot be fetched now, such as from a hub that does not answer; running again can help."""
 
 
 class CorpusError(ConfigError):
-    """The corpus as a whole cannot be used: nothing matched, a column is missing or is no text."""
+    """The corpus as a whole cannot be used: nothing matched, a column is missing or is not text."""
 
 
 class AccessError(ConfigError):
@@ -101,8 +101,13 @@ class Terminated(SystemExit):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of somebody else says first, its kind where it says nothing: the rest seldom helps a user."""
+    """The first line of an error from a library, or its type if it says nothing: the rest seldom helps a user."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def count(number: int, noun: str) -> str:
+    """3 rows, 1 row."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def explain(error: ValidationError) -> str:
@@ -128,10 +133,10 @@ def explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return missing(field)
     if first["type"] == "extra_forbidden":
-        return f"{field!r} is no option; --help lists them all"
-    return f"{option}={first['input']!r} is refused: {text}"
+        return f"{field!r} is not an option; --help lists them all"
+    return f"{option}={first['input']!r} is invalid: {text}"
 
 
 def missing(field: str) -> str:
     """The sentence for an option that has no default and was not given."""
-    return f"--{field.replace('_', '-')} is missing; say it on the command line, in --config or as EMBED_{field.upper()}"
+    return f"--{field.replace('_', '-')} is missing; set it on the command line, in the --config file or as EMBED_{field.upper()}"

@@ -28,11 +28,11 @@ from embedding.corpus.storage import Storage
 from embedding.errors import SourceChangedError, SourceError, first_line
 
 _NORM_TOLERANCE = {"float32": 1e-4, "float16": 1e-3, "int8": 1e-4}
-"""Vectors are normalized in float32, whatever the encoder's precision: a unit length is off by a few 1e-7. float16 keeps 11 bits. What
-int8 leaves open is not in it.
+"""Vectors are normalized in float32, whatever the encoder's precision: their length is 1 up to a few 1e-7. float16 keeps 11 bits. What
+int8 leaves open is not part of it.
 """
 _CHUNKS_OF_A_TEXT = 4
-"""That are embedded again of a text in the sample, at most."""
+"""At most so many chunks of a sampled text are embedded again."""
 _NOT_A_SHARD = (pa.ArrowException, OSError, ValueError, TypeError, KeyError)
 """What libraries and JSON raise about bytes that are not what they should be."""
 
@@ -68,7 +68,7 @@ def check_unit(unit: Unit, rules: Rules, storage: Storage, wanted: Sequence[int]
 def _check(unit: Unit, rules: Rules, rows: UnitRows, storage: Storage, wanted: Sequence[int]) -> CheckedUnit:
     data = storage.read(unit.shard)
     if data is None:
-        raise _WrongError(Kind.MISSING_SHARD, "it was listed, but is gone")
+        raise _WrongError(Kind.MISSING_SHARD, "it was listed, but has since disappeared")
     read = _read_shard(data, rules.form)
     shard, footer = read.table, read.facts
     _check_footer(unit, rules, footer)
@@ -79,8 +79,8 @@ def _check(unit: Unit, rules: Rules, rows: UnitRows, storage: Storage, wanted: S
     found_R = np.arange(shard.num_rows) if chunks is None else chunks.texts()
     found = int(found_R[-1]) + 1 if len(found_R) else 0
     if (found, record["rejected"]) != (len(good), len(rejected)):
-        said = f"the footer says {record['rejected']} rejected, the list {len(rejected)}"
-        raise _WrongError(Kind.WRONG_ROW_COUNT, f"{found} rows for {unit.num_rows} rows of the source; {said}")
+        said = f"its footer counts {record['rejected']} rejected rows, and {len(rejected)} are listed"
+        raise _WrongError(Kind.WRONG_ROW_COUNT, f"it has {found} rows for {unit.num_rows} rows of the source; {said}")
     good = good[found_R]
     expected = take_rows(identified(unit, rows.copied, has_id=rules.has_id), good)
     expected = expected if chunks is None else chunks.behind(expected)
@@ -94,7 +94,7 @@ def _check(unit: Unit, rules: Rules, rows: UnitRows, storage: Storage, wanted: S
         _check_numbers(name, values_RW, texts, rules)
     _check_counts(record, tokens, 0 if chunks is None else shard.num_rows)
     if _same_versions(footer, read.writer, rules) and _rebuilt(expected, vectors, tokens, footer, rules) != data:
-        raise _WrongError(Kind.WRONG_BYTES, "rows and footer are right, but the file is not what they make: its statistics or layout")
+        raise _WrongError(Kind.WRONG_BYTES, "its rows and footer are right, but its statistics or layout are not")
     return CheckedUnit(
         unit.id,
         bytes=len(data),
@@ -144,7 +144,7 @@ def _check_footer(unit: Unit, rules: Rules, footer: Mapping[str, Any]) -> None:
     try:
         if (found := footer["unit"]) != unit.identity():
             name = found["shard"] if isinstance(found, dict) else found
-            raise _WrongError(Kind.WRONG_UNIT, f"its footer says that it is the shard {name}, or of another source or range")
+            raise _WrongError(Kind.WRONG_UNIT, f"its footer says that it is the shard {name}, or has another source or row range")
         provenance = footer["provenance"]
         differing = {key for key, value in rules.settings.items() if provenance["settings"].get(key) != value}
         differing |= provenance["settings"].keys() - rules.settings.keys()
@@ -152,16 +152,16 @@ def _check_footer(unit: Unit, rules: Rules, footer: Mapping[str, Any]) -> None:
             said = ", ".join(sorted(differing)) or "the fingerprint"
             raise _WrongError(Kind.WRONG_PROVENANCE, f"its footer and the output's settings differ in {said}")
         if footer.get("calibration", {}) != rules.vectors.calibration:
-            raise _WrongError(Kind.WRONG_PROVENANCE, "its footer and the output's settings differ in the ranges of int8")
+            raise _WrongError(Kind.WRONG_PROVENANCE, "its footer and the output's settings differ in the int8 ranges")
         if not all(isinstance(footer["record"][key], int) for key in ("rejected", "tokens", "truncated", "duplicates")):
-            raise _WrongError(Kind.WRONG_RECORD, "its footer counts no whole numbers")
+            raise _WrongError(Kind.WRONG_RECORD, "the counts in its footer are not whole numbers")
         _ = provenance["versions"]["pyarrow"]
     except (KeyError, TypeError, AttributeError) as error:
         raise _WrongError(Kind.WRONG_PROVENANCE, f"its footer does not say where it comes from ({error!r})") from error
 
 
 def _rejected_rows(unit: Unit, rules: Rules, rows: UnitRows, storage: Storage, *, listed: bool) -> list[int]:
-    """The rows of the unit without a vector, counted from its first: those whose text is none, and those the model failed on."""
+    """The rows of the unit without a vector, counted from its first: those whose text cannot be used, and those the model failed on."""
     faults = row_faults(rows)
     found = _read_rejected(unit, storage) if listed else []
     numbers = [row["row_index"] - unit.first_row for row in found]
@@ -169,12 +169,15 @@ def _rejected_rows(unit: Unit, rules: Rules, rows: UnitRows, storage: Storage, *
     for number, row in zip(numbers, found, strict=True):
         where = 0 <= number < unit.num_rows and row["source"] == unit.source.uri
         if not where or str(row["id"]) != str(id_text(ids, number)):  # earlier lists have None as a word
-            raise _WrongError(Kind.WRONG_REJECTED_ROWS, f"{rejected_name(unit.id)} lists row {row['row_index']}, which is not the unit's")
+            raise _WrongError(
+                Kind.WRONG_REJECTED_ROWS, f"{rejected_name(unit.id)} lists row {row['row_index']}, which is not a row of the unit"
+            )
         if row["reason"] not in ([faults[number]] if number in faults else rules.reasons):
-            raise _WrongError(Kind.WRONG_REJECTED_ROWS, f"{rejected_name(unit.id)} gives row {row['row_index']} a wrong reason")
+            raise _WrongError(Kind.WRONG_REJECTED_ROWS, f"{rejected_name(unit.id)} gives the wrong reason for row {row['row_index']}")
     if numbers != sorted(set(numbers)) or not faults.keys() <= set(numbers):
         raise _WrongError(
-            Kind.WRONG_REJECTED_ROWS, f"{rejected_name(unit.id)} does not list each of {len(faults)} rows that cannot be embedded once"
+            Kind.WRONG_REJECTED_ROWS,
+            f"{rejected_name(unit.id)} does not list each of the {len(faults)} rows that cannot be embedded exactly once",
         )
     return numbers
 
@@ -203,7 +206,7 @@ def _check_columns(shard: pa.Table, expected: pa.Table, rules: Rules) -> dict[st
         raise _WrongError(Kind.WRONG_COLUMNS, f"its columns are {', '.join(shard.column_names)}, not {', '.join(names)}")
     for name, type_name in tokens.items():
         if str(shard.column(name).type) != type_name or shard.column(name).null_count:
-            raise _WrongError(Kind.WRONG_COLUMNS, f"its {name} is not {type_name} without nulls")
+            raise _WrongError(Kind.WRONG_COLUMNS, f"its column {name} is not {type_name} without nulls")
     return {name: _values(name, shard.column(name), kind) for name, kind in rules.vectors.types.items()}
 
 
@@ -212,10 +215,10 @@ def _values(name: str, vectors: pa.ChunkedArray, kind: pa.DataType) -> NDArray[A
     if not (
         pa.types.is_fixed_size_list(vectors.type) and (vectors.type.value_type, vectors.type.list_size) == (kind.value_type, kind.list_size)
     ):
-        raise _WrongError(Kind.WRONG_COLUMNS, f"its {name} is {vectors.type}, not {kind}")
+        raise _WrongError(Kind.WRONG_COLUMNS, f"its column {name} is {vectors.type}, not {kind}")
     chunks = [chunk.flatten() for chunk in vectors.chunks]
     if vectors.null_count or any(chunk.null_count for chunk in chunks):
-        raise _WrongError(Kind.WRONG_COLUMNS, f"its {name} has nulls")
+        raise _WrongError(Kind.WRONG_COLUMNS, f"its column {name} has nulls")
     arrays = [chunk.to_numpy(zero_copy_only=True) for chunk in chunks] or [np.empty(0, kind.value_type.to_pandas_dtype())]
     return (np.concatenate(arrays) if len(arrays) > 1 else arrays[0]).reshape(-1, kind.list_size)
 
@@ -227,11 +230,11 @@ def _check_rows(shard: pa.Table, expected: pa.Table, rules: Rules, identity_colu
         if found.type != source.type:
             source = rules.form.returned(source)
         if found.type != source.type:
-            raise _WrongError(Kind.WRONG_COLUMNS, f"its column {name!r} is {found.type}, the source's {source.type}")
+            raise _WrongError(Kind.WRONG_COLUMNS, f"its column {name!r} is {found.type}, but the source's is {source.type}")
         row = first_difference(found, source)
         if row is not None:
             kind = Kind.WRONG_IDS if is_identity else Kind.WRONG_KEPT_COLUMN
-            raise _WrongError(kind, f"column {name!r} differs from the source's from row {row} of the shard on")
+            raise _WrongError(kind, f"column {name!r} differs from the source's, starting at row {row} of the shard")
 
 
 def _check_numbers(name: str, values_RW: NDArray[Any], texts: _Texts, rules: Rules) -> None:
@@ -245,20 +248,20 @@ def _check_numbers(name: str, values_RW: NDArray[Any], texts: _Texts, rules: Rul
     for row in np.flatnonzero((greatest_R < 1 - tolerance) | (least_R > 1 + tolerance)).tolist():
         if least_R[row] or _has_something_visible(texts[row]):
             length = least_R[row] if least_R[row] > 1 else greatest_R[row]
-            raise _WrongError(Kind.WRONG_NORM, f"the vector of row {row} of the shard has the length {length:.6g}, not 1")
+            raise _WrongError(Kind.WRONG_NORM, f"the vector of row {row} of the shard has length {length:.6g} instead of 1")
 
 
 def _has_something_visible(text: str) -> bool:
-    """A text without it can give no token to a tokenizer that adds none of its own, and then its vector is all zeros."""
+    """A text without any may have no tokens, if the tokenizer adds none of its own, and then its vector is all zeros."""
     return any(char.isprintable() and not char.isspace() for char in text)
 
 
 def _check_counts(record: Mapping[str, int], tokens: Mapping[str, pa.ChunkedArray], chunks: int) -> None:
     if record.get("chunks", 0) != chunks:
-        raise _WrongError(Kind.WRONG_RECORD, f"its footer says {record.get('chunks', 0)} chunks, it holds {chunks}")
+        raise _WrongError(Kind.WRONG_RECORD, f"its footer says {record.get('chunks', 0)} chunks, but it has {chunks}")
     for name, key in (("num_tokens", "tokens"), ("truncated", "truncated")):
         if tokens and (total := int(tokens[name].to_numpy().sum())) != record[key]:
-            raise _WrongError(Kind.WRONG_RECORD, f"its footer says {record[key]} {key}, its column {name} {total}")
+            raise _WrongError(Kind.WRONG_RECORD, f"its footer says {record[key]} {key}, but its column {name} adds up to {total}")
 
 
 def _same_versions(footer: Mapping[str, Any], writer: str, rules: Rules) -> bool:

@@ -37,13 +37,13 @@ class Chunks:
         found = []
         for name, kind in _TYPES.items():
             if shard.column_names.count(name) != 1 or shard.column(name).type != kind or shard.column(name).null_count:
-                raise ValueError(f"its {name} is not {kind} without nulls")
+                raise ValueError(f"its column {name} is not {kind} without nulls")
             found.append(shard.column(name).to_numpy().astype(np.int64))
         numbers_S = found[0]
         right_S = (numbers_S == 0) | (np.diff(numbers_S, prepend=-1) == 1)
         if not right_S.all():
             row = int(np.argmin(right_S))
-            raise ValueError(f"row {row} of the shard is chunk {numbers_S[row]}, which does not follow on the row before it")
+            raise ValueError(f"row {row} of the shard is chunk {numbers_S[row]}, which does not follow the chunk in the row before it")
         return cls(*found)
 
     def texts(self) -> Int64Array:
@@ -74,5 +74,5 @@ def _fault_in(text: str, starts: list[int], ends: list[int]) -> str | None:
         return f"do not lie within its {len(text)} characters"
     for end, start in zip([0, *ends], [*starts, len(text)], strict=True):
         if text[end:start].strip():
-            return f"leave out something between the characters {end} and {start}"
+            return f"leave out text between characters {end} and {start}"
     return None

@@ -34,6 +34,8 @@ class Columns:
     """What the source files are."""
     schema: pa.Schema | None = None
     """Of JSON Lines, what is read of each line and as which type."""
+    id: str | None = None
+    """The id column, where there is one, for the sentences that name the option."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -46,6 +48,12 @@ class Columns:
     def all(self) -> tuple[str, ...]:
         """Every path that is read, each once."""
         return tuple(dict.fromkeys((*self.copied, *self.texts)))
+
+    def option(self, column: str) -> str:
+        """The option that asks for a column."""
+        if column in self.texts:
+            return "--text-column" if self.template is None else "--text-template"
+        return "--id-column" if column == self.id else "--keep-columns"
 
 
 @lru_cache(maxsize=16)  # asked for by every unit
@@ -61,14 +69,14 @@ def parse_template(template: str) -> tuple[tuple[str, str | None], ...]:
     try:
         parts = list(Formatter().parse(template))
     except ValueError as error:
-        raise ConfigError(f"{given} is refused: {error}; write {{{{ and }}}} for braces that are text") from None
+        raise ConfigError(f"{given} is invalid: {error}; write {{{{ and }}}} for literal braces") from None
     for _, column, form, conversion in parts:
         if column == "":
-            raise ConfigError(f"{given} is refused: {{}} names no column; write {{column}}")
+            raise ConfigError(f"{given} is invalid: {{}} names no column; write the name of a column between the braces")
         if form or conversion:
-            raise ConfigError(f"{given} is refused: {{{column}}} has a format or conversion; write {{{column}}} alone")
+            raise ConfigError(f"{given} is invalid: {{{column}}} has a format or conversion; write only {{{column}}}")
     if all(column is None for _, column, _, _ in parts):
-        raise ConfigError(f"{given} names no column, so all texts would be the same; write {{column}} where its value shall stand")
+        raise ConfigError(f"{given} names no column, so all texts would be the same; write {{column}} where its value should appear")
     return tuple((re.sub(r"\\[nt\\]", lambda escape: _ESCAPES[escape[0]], literal), column) for literal, column, _, _ in parts)
 
 
@@ -101,9 +109,9 @@ def require_columns(schema: pa.Schema, columns: Columns, uri: str) -> None:
     if columns.schema is not None:
         needed = texts = tuple(column for column in texts if has_column(schema, column)) or texts
     for column in needed:
-        require_column(schema, column, uri)
+        require_column(schema, column, uri, columns.option(column))
     for column in texts:
-        require_text(schema, column, uri)
+        require_text(schema, column, uri, columns.option(column))
 
 
 def has_column(schema: pa.Schema, column: str) -> bool:
@@ -127,28 +135,30 @@ def require_storable(schema: pa.Schema, columns: Columns, uri: str) -> None:
             try:
                 pq.write_table(pa.schema([field.with_name("column")]).empty_table(), pa.BufferOutputStream())
             except pa.ArrowException as error:
-                raise CorpusError(f"{uri}: column {column!r} is {field.type}, which Parquet shards cannot hold; leave it out") from error
+                raise CorpusError(
+                    f"{uri}: column {column!r} is {field.type}, which Parquet shards cannot hold; leave it out of {columns.option(column)}"
+                ) from error
 
 
-def require_column(schema: pa.Schema, column: str, uri: str) -> None:
-    """Check that the schema has the column.
+def require_column(schema: pa.Schema, column: str, uri: str, option: str) -> None:
+    """Check that the schema has the column, which that option asks for.
 
     Raises:
         CorpusError: it has not, or twice; the sentence names what it has.
     """
     if any(schema.names.count(name) > 1 for name in (column, column.partition(".")[0])):
-        raise CorpusError(f"{uri} has several columns {column!r}; rename one of them")
+        raise CorpusError(f"{uri} has several columns named {column!r}; rename all but one of them")
     try:
         field_at(schema, column)
     except KeyError:
         paths = [path for path, _ in paths_of(schema)]
         close = get_close_matches(column, paths, n=1)
-        hint = "blanks part names, not commas; " if "," in column else f"did you mean {close[0]!r}? " if close else ""
-        raise CorpusError(f"{uri} has no column {column!r}; {hint}columns are {', '.join(paths)}") from None
+        hint = ", separated by spaces, not commas" if "," in column else f" (did you mean {close[0]!r}?)" if close else ""
+        raise CorpusError(f"{uri} has no column {column!r}; {_remedy(option, 'columns')}{hint}: {', '.join(paths)}") from None
 
 
-def require_text(schema: pa.Schema, column: str, uri: str) -> None:
-    """Check that a column of the schema is text.
+def require_text(schema: pa.Schema, column: str, uri: str, option: str) -> None:
+    """Check that a column of the schema, which that option asks for, is text.
 
     Raises:
         CorpusError: it is not; the sentence names the columns that are.
@@ -156,8 +166,14 @@ def require_text(schema: pa.Schema, column: str, uri: str) -> None:
     field = field_at(schema, column)
     if not _is_text(field.type):
         others = [path for path, kind in paths_of(schema) if _is_text(kind)]
-        remedy = f"string columns are {', '.join(others)}" if others else "the file has no string column"
+        remedy = f"{_remedy(option, 'string columns')}: {', '.join(others)}" if others else "the file has no string column for " + option
         raise CorpusError(f"{uri}: column {column!r} is {field.type}, not string; {remedy}")
+
+
+def _remedy(option: str, which: str) -> str:
+    """What to do with an option that asks for the wrong column."""
+    several = option in ("--keep-columns", "--text-template")
+    return f"use only its {which} in {option}" if several else f"set {option} to one of its {which}"
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -168,7 +184,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _as_text(column: pa.ChunkedArray) -> pa.LargeStringArray:
     chunks = column.chunks
-    if pa.types.is_dictionary(column.type) and pa.types.is_string_view(column.type.value_type):  # polars' kind, which Arrow can not decode
+    if pa.types.is_dictionary(column.type) and pa.types.is_string_view(column.type.value_type):  # polars' kind, which Arrow cannot decode
         chunks = [pa.DictionaryArray.from_arrays(chunk.indices, chunk.dictionary.cast(_TEXT)) for chunk in chunks]
     return pa.chunked_array([chunk.cast(_TEXT) for chunk in chunks], _TEXT).combine_chunks()
 

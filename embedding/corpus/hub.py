@@ -68,9 +68,9 @@ def pin(url: str) -> Pinned:
     try:
         uri = parse_hf_uri(url)
     except HfUriError as error:
-        raise CorpusError(f"{given} is no dataset of the hub; write hf://datasets/owner/name, with a path behind it if need be") from error
+        raise CorpusError(f"{given} is not a dataset on the hub; write hf://datasets/owner/name, followed by a path if needed") from error
     if uri.type != "dataset":
-        raise CorpusError(f"{given} names a {uri.type} of the hub, and only datasets are read; write hf://datasets/owner/name")
+        raise CorpusError(f"{given} names a {uri.type} on the hub, but only datasets can be read; write hf://datasets/owner/name")
     with explained(f"asking the hub for {given}"):
         return Pinned(uri.id, with_retries(lambda: _commit(given, uri.id, uri.revision)), uri.path_in_repo)
 
@@ -80,7 +80,7 @@ def _commit(given: str, dataset: str, revision: str | None) -> str:
         with as_of_a_store(given):
             return str(HfApi().dataset_info(dataset, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT).sha)
     except (FileNotFoundError, HFValidationError) as error:
-        said = "is no dataset that the hub shows you; check the spelling, or set HF_TOKEN for a private one"
+        said = "is not a dataset that the hub shows you; check the spelling, or set HF_TOKEN if it is private"
         if isinstance(error.__cause__, RevisionNotFoundError):
             said = f"has no revision {revision!r}; name a branch, tag or commit of the dataset"
         raise CorpusError(f"{given} {said}") from error
@@ -100,7 +100,7 @@ def as_of_a_store(what: str) -> Iterator[None]:
     try:
         yield
     except OfflineModeIsEnabled as error:
-        raise ConfigError(f"{what} is on the hub, which HF_HUB_OFFLINE forbids to ask; unset the variable") from error
+        raise ConfigError(f"{what} is on the hub, but HF_HUB_OFFLINE forbids access to it; unset that variable") from error
     except GatedRepoError as error:
         raise AccessError(f"{what} is gated; accept the terms of the dataset on the hub, and set HF_TOKEN on every machine") from error
     except (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError) as error:
@@ -151,7 +151,7 @@ class _File(io.RawIOBase):
         return wanted
 
     def _range(self, start: int, stop: int) -> bytes:
-        """Bytes of the file; the whole of it, or a part that is too short, is a damaged answer and tried again by who reads.
+        """Bytes of the file; the whole of it, or a part that is too short, is a damaged answer, which the caller tries again.
 
         Raises:
             SourceChangedError: the dataset, its commit or the file is gone.
@@ -162,8 +162,10 @@ class _File(io.RawIOBase):
                 answer = http_backoff("GET", self._address, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
                 hf_raise_for_status(answer)
         except FileNotFoundError as error:
-            said = "is not on the hub any more, or not for this machine; set HF_TOKEN on every one, or run again to plan it anew"
+            said = (
+                "is no longer on the hub, or hidden from this machine; set HF_TOKEN on every machine, or run again to read the new version"
+            )
             raise SourceChangedError(f"{self._url} {said}") from error
         if len(answer.content) != stop - start:
-            raise ConnectionError(f"{self._url}: {len(answer.content)} bytes came for {stop - start}")
+            raise ConnectionError(f"{self._url}: the hub sent {len(answer.content)} bytes instead of {stop - start}")
         return bytes(answer.content)

@@ -63,7 +63,7 @@ class _Holder:
         try:
             return cls(**json.loads(seen[0])), seen[1]
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"{storage.url}/{LEASE} is damaged ({error!r}); if no run is at work on this output, delete it") from error
+            raise ConfigError(f"{storage.url}/{LEASE} is damaged ({error!r}); delete it if no run is using this output") from error
 
 
 class Lease:
@@ -85,10 +85,12 @@ class Lease:
 
         Raises:
             OutputBusyError: another run holds it and is alive.
-            ConfigError: the lease object is damaged, or the output can not be written.
+            ConfigError: the lease object is damaged, or the output cannot be written.
         """
         if not storage.honours_conditional_puts(f"{TEMPORARY}/probe-{secrets.token_hex(8)}"):
-            log.warning("%s ignores conditional puts: two runs on it at once would not be noticed; make sure there is one", storage.url)
+            log.warning(
+                "%s ignores conditional puts, so two runs at once would not notice each other; make sure there is only one", storage.url
+            )
         holder = _Holder(
             owner=secrets.token_hex(8),
             run=run_id,
@@ -106,7 +108,7 @@ class Lease:
                 _wait_for_silence(storage, other, version)
             if storage.put_if_version(LEASE, holder.encode(), version):
                 if not other.released:
-                    log.warning("run %s on %s died holding the output; this run takes over", other.run, other.host)
+                    log.warning("run %s on %s died while it held the output; this run takes over", other.run, other.host)
                 break
         return cls(storage, holder)
 
@@ -155,14 +157,14 @@ class Lease:
         self._stopped.set()
         self._thread.join(seconds_left())
         if self._thread.is_alive():  # in a request that the store does not answer, while this process has to end
-            log.warning("could not release the lease, the next run will wait %.0f s: the store does not answer", self._holder.seconds)
+            log.warning("could not release the lease, so the next run will wait %.0f s: the store does not answer", self._holder.seconds)
             return
         try:
             with self._lock:
                 if not self._lost:
                     self._replace(replace(self._holder, released=True))
         except EmbeddingJobError as error:
-            log.warning("could not release the lease, the next run will wait %.0f s: %s", self._holder.seconds, error)
+            log.warning("could not release the lease, so the next run will wait %.0f s: %s", self._holder.seconds, error)
 
     def __enter__(self) -> Self:
         return self
@@ -196,10 +198,10 @@ def _wait_for_silence(storage: Storage, other: _Holder, version: str) -> None:
     Raises:
         OutputBusyError: it changed, so its holder is alive.
     """
-    log.info("run %s on %s holds the output; watching for up to %.0f s whether it is alive", other.run, other.host, other.seconds)
+    log.info("run %s on %s holds the output; watching for up to %.0f s to see whether it is alive", other.run, other.host, other.seconds)
     deadline = time.monotonic() + other.seconds
     while time.monotonic() < deadline:
-        time.sleep(other.seconds / _LOOKS_PER_LIFE)  # a look at intervals: a store can not notify
+        time.sleep(other.seconds / _LOOKS_PER_LIFE)  # a look at intervals: a store cannot notify
         seen = _Holder.read(storage)
         if seen is None or seen[0].released:
             return
@@ -214,7 +216,7 @@ def _busy(storage: Storage, holder: _Holder) -> OutputBusyError:
 
 
 def process_identity() -> str:
-    """Names this process uniquely on this machine, its boot and its process namespace; empty where the system can not tell."""
+    """Names this process uniquely on this machine, its boot and its process namespace; empty where the system cannot tell."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = Path("/proc/self/ns/pid").readlink()
@@ -224,7 +226,7 @@ def process_identity() -> str:
 
 
 def _process_alive(identity: str) -> bool | None:
-    """Whether the process lives, None where this machine can not know."""
+    """Whether the process lives, None where this machine cannot know."""
     mine = process_identity()
     if not mine or identity.split("/")[:-2] != mine.split("/")[:-2]:
         return None

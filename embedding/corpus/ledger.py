@@ -43,7 +43,7 @@ class CommitRecord:
     clipped: int
     """Numbers of the shard's vectors that the ranges of int8 do not hold, stored as the first step or the last; else 0."""
     padding: int
-    """Padding tokens computed in vain; 0 where the encoder runs packed."""
+    """Padding tokens that were computed; 0 where the encoder runs packed."""
     bytes: int
     """Size of the shard."""
     read_started: float
@@ -131,7 +131,12 @@ def read_ledger(storage: Storage, columns: Sequence[str] = RECORD_SCHEMA.names) 
         try:
             segments.append(read_segment(data, schema))
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:  # damaged, or of another version of this package
-            log.warning("%s/%s is left out of the ledger, footers of shards stand in for it: %s", storage.url, name, error)
+            log.warning(
+                "%s/%s cannot be read and is left out of the ledger; the footers of the shards are read instead: %s",
+                storage.url,
+                name,
+                error,
+            )
     table = pa.concat_tables(segments)
     return table.filter(is_last(table["unit"]))
 

@@ -1,4 +1,4 @@
-"""The output folder: its layout, the settings it was begun with, what is committed, and how it is completed.
+"""The output folder: its layout, the settings it was started with, what is committed, and how it is completed.
 
 The presence of a shard is its commit; everything under `_control/` can be lost without losing a vector, except `job.json`,
 which says what the vectors are.
@@ -28,7 +28,7 @@ from embedding.corpus.shards.form import ShardForm
 from embedding.corpus.shards.parquet import PARQUET
 from embedding.corpus.storage import TEMPORARY, open_storage
 from embedding.corpus.vectors import Calibration, digest
-from embedding.errors import ConfigError, SettingsChangedError, StorageError
+from embedding.errors import ConfigError, SettingsChangedError, StorageError, count
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class JobSettings:
     input: tuple[str, ...]
     versions: dict[str, str] = field(default_factory=dict)
     asked: dict[str, Any] = field(default_factory=dict)
-    """What the last run was asked that no fingerprint can say: where the model is, how many rows. A proof begins with it."""
+    """What the last run was asked beyond the fingerprint: where the model is, how many rows to embed. A proof needs it."""
     measured: dict[str, Any] = field(default_factory=dict)
     """What the first run measured before it chose what is kept; empty where it measured nothing."""
     calibration: Calibration = field(default_factory=dict)
@@ -98,7 +98,9 @@ class JobSettings:
         differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
         if differing:
             changes = "; ".join(f"{key}: {_show(old.get(key))} -> {_show(new.get(key))}" for key in differing)
-            raise SettingsChangedError(f"{url} was begun with other settings ({changes}); use those, choose another --output, or --restart")
+            raise SettingsChangedError(
+                f"{url} was started with other settings ({changes}); use those, choose another --output, or start over with --restart"
+            )
 
 
 def _show(value: object) -> str:
@@ -129,7 +131,7 @@ class Output:
             return settings
         existing = self.settings()
         if existing is None:
-            raise ConfigError(f"{self.url}/{_JOB} vanished while it was read; is another run clearing this output?")
+            raise ConfigError(f"{self.url}/{_JOB} vanished while it was being read; check whether another run is deleting this output")
         existing.require_same_vectors(settings, self.url)
         return existing
 
@@ -151,7 +153,7 @@ class Output:
         try:
             return _settings_of(json.loads(data))
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{self.url}/{_JOB} is damaged ({error!r}); --restart begins anew") from error
+            raise ConfigError(f"{self.url}/{_JOB} is damaged ({error!r}); start over with --restart") from error
 
     def shards(self) -> dict[str, int]:
         """Committed shards: name and size in bytes. Other files that somebody put beside them are left alone."""
@@ -176,7 +178,9 @@ class Output:
         """
         missing = [unit.shard for unit in units if unit.shard not in committed]
         if missing:
-            raise StorageError(f"{self.url} lost {len(missing)} shards, {missing[0]} first; run the same command again to make them anew")
+            raise StorageError(
+                f"{self.url} lost {count(len(missing), 'shard')}, first {missing[0]}; run the same command again to write them again"
+            )
         records = self.records(units, committed, _MANIFEST_FACTS)
         listed = manifest(units, committed, records)
         self.form.publish(self.storage, listed, still_ours)
@@ -189,11 +193,11 @@ class Output:
             self.storage.put(name, data)
 
     def _unclaimed(self, units: Sequence[Unit], committed: Iterable[str], records: pa.Table) -> list[str]:
-        """Shards of sources that changed or went, lists of rows that are not rejected (any more), and unfinished files."""
+        """Shards of sources that changed or disappeared, lists of rows that are not rejected (any more), and unfinished files."""
         claimed = {unit.shard for unit in units}
         stale = [name for name in committed if name not in claimed]
         if stale:
-            log.info("removing %d shards whose source rows changed or are gone", len(stale))
+            log.info("removing %s whose source rows have changed or are gone", count(len(stale), "shard"))
         listed = {rejected_name(units[place].id) for place in pc.indices_nonzero(records["rejected"]).to_pylist()}
         unlisted = [name for name in self.storage.list(REJECTED) if name not in listed]
         return [*stale, *unlisted, *self.storage.list(TEMPORARY)]
@@ -224,11 +228,11 @@ class Output:
             except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
                 if is_of_store(error):
                     raise
-                raise StorageError(f"{self.url}/{unit.shard} is no whole shard; delete it and run the same command again") from error
+                raise StorageError(f"{self.url}/{unit.shard} is not a complete shard; delete it and run the same command again") from error
 
     def clear(self) -> None:
         """Delete everything of the job: a dataset's versions before what they point at, and the settings last, so that an interrupted
-        clearing can not be resumed by mistake.
+        clearing cannot be resumed by mistake.
         """
         self.mark_incomplete()
         versions = [*self.storage.list(VERSIONS), *self.storage.list(TRANSACTIONS)]
@@ -242,7 +246,7 @@ def _settings_of(document: Mapping[str, Any]) -> JobSettings:
     own = (document["vectors"], document["kept"], tuple(document["input"]), document["versions"])
     settings = JobSettings(*own, document.get("asked", {}), document.get("measured", {}), document.get("calibration", {}))
     if "calibration" in settings.vectors and settings.vectors["calibration"] != digest(settings.calibration):
-        raise ValueError("its calibration is not the one that it was begun with")
+        raise ValueError("its calibration is not the one that it was started with")
     return settings
 
 

@@ -81,7 +81,7 @@ class Unit:
     """The mark that its reader begins at."""
 
     def identity(self) -> dict[str, Any]:
-        """What a shard says of its unit: everything but the way to its rows."""
+        """What a shard's footer says about its unit: everything except how to find its rows quickly."""
         facts = asdict(self)
         del facts["near"], facts["source"]["at"]
         return facts

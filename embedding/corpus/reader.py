@@ -27,7 +27,7 @@ __all__ = ["Columns", "UnitRows", "read_layout", "read_layouts", "read_unit", "s
 _FOOTER_THREADS = 32
 _FOOTERS_AT_ONCE = 1024
 _FILES_OF_TYPES = 8
-"""Of JSON Lines, so many files with rows are asked what their values are: what the first one leaves open, another may tell."""
+"""The types of JSON Lines columns are taken from so many files with rows: what the first one leaves open, another may show."""
 _FOOTER_BYTES = 2**16
 """Most footers are smaller; the others cost more requests."""
 
@@ -37,7 +37,7 @@ Fits: TypeAlias = Callable[[pa.Schema, str], None]
 
 
 class _FormatModule(Protocol):
-    """What each format's module offers; both raise what pyarrow raises, or ValueError with a sentence that is to follow the file's name."""
+    """What each format's module offers; both raise what pyarrow raises, or ValueError with a sentence that follows the file's name."""
 
     def find(self, stream: pa.NativeFile | BinaryIO, source: Source, columns: Columns) -> Found:
         """What the file holds."""
@@ -169,7 +169,7 @@ def _read_unit(unit: Unit, columns: Columns) -> UnitRows:
         read = _MODULES[columns.format].read(stream, unit, columns)
         table = read.table
         if table.num_rows != unit.num_rows:
-            raise SourceError(f"{unit.source.uri}: rows {unit.first_row} to {unit.first_row + unit.num_rows} hold only {table.num_rows}")
+            raise SourceError(f"{unit.source.uri}: only {table.num_rows} of the {unit.num_rows} rows from row {unit.first_row} on exist")
         copied = pa.table({column: select(table, column) for column in columns.copied})
         rows = UnitRows(text_of(table, columns), copied, read.faults)
     require_unchanged(unit.source)
@@ -210,14 +210,14 @@ def _opened(source: Source, kind: Format) -> Iterator[pa.NativeFile | BinaryIO]:
         except MemoryError as error:  # before the next clause: Arrow's own is an ArrowException too
             require_unchanged(source)
             parts = {Format.PARQUET: "row groups", Format.ARROW: "record batches"}.get(kind, "rows")
-            needs = f"needs more memory than there is; it is damaged, or its {parts} are too large for this machine"
+            needs = f"needs more memory than this machine has; the file is damaged, or its {parts} are too large"
             raise SourceError(f"reading {source.uri} {needs}") from error
         except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError) as error:  # the last from Ray's Arrow types
             require_unchanged(source)
             if type(error).__name__ == "FileExpired":  # s3fs: a ranged read's If-Match failed, though the old bytes are back by now
-                raise SourceChangedError(f"{source.uri} was replaced while it was read; run again to plan it anew") from error
+                raise SourceChangedError(f"{source.uri} was replaced while it was being read; run again to read the new version") from error
             if is_of_store(error):
                 raise
             if isinstance(error, RowError):
                 raise SourceError(f"{source.uri}: {error}") from error
-            raise SourceError(f"{source.uri} is no readable {kind.label} file: {first_line(error)}") from error
+            raise SourceError(f"{source.uri} is not a readable {kind.label} file: {first_line(error)}") from error

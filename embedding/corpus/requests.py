@@ -1,4 +1,4 @@
-"""Requests to stores: how long one may take, what is worth another try and for how long, and what is said when that did not help.
+"""Requests to stores: how long one may take, what is retried and for how long, and what the error says when retrying did not help.
 
 Two layers try again, both by libraries with jittered waits. botocore repeats a single request to S3, so that page 700 of a listing
 does not cost the 699 before it; tenacity repeats what the job asked for, on every kind of store. s3fs' own tries are off: all
@@ -104,7 +104,7 @@ def patience() -> float:
     try:
         return float(text)
     except ValueError:
-        raise ConfigError(f"EMBED_STORE_SECONDS={text} is no number of seconds; unset it, or say one such as 60") from None
+        raise ConfigError(f"EMBED_STORE_SECONDS={text} is not a number of seconds; unset it, or set it to a number such as 60") from None
 
 
 def with_retries(action: Callable[[], T]) -> T:
@@ -136,7 +136,7 @@ def _in_time(action: Callable[[], T]) -> T:
     try:
         return answer.result(ending.seconds_left())
     except TimeoutError as error:
-        raise TimeoutError("no answer before this process has to end") from error
+        raise TimeoutError("no answer before this process had to end") from error
 
 
 def error_code(error: BaseException) -> str:
@@ -170,7 +170,7 @@ def explained(doing: str) -> Iterator[None]:
         if isinstance(error, PermissionError) or number == errno.EROFS or error_code(error) == _EXPIRED_WITHOUT_A_WORD:
             raise AccessError(f"{doing} is not allowed: {what}; check the credentials and permissions of this process") from error
         if number in _FULL_ERRNOS:
-            raise StorageFullError(f"{doing} failed: {what}; make room, then run the same command again to go on") from error
-        raise StorageError(f"{doing} failed: {what}; run the same command again to go on") from error
+            raise StorageFullError(f"{doing} failed: {what}; free some space, then run the same command again to resume") from error
+        raise StorageError(f"{doing} failed: {what}; run the same command again to resume") from error
     except BotoCoreError as error:  # no request was sent: credentials, region, profile, bucket name
         raise AccessError(f"{doing} is not possible: {' '.join(str(error).split())}; check the URL and the credentials") from error

@@ -147,7 +147,7 @@ def sample_shards(storage: Storage, shards: Sequence[str], *, rows: int, seed: s
     unread: list[str] = []
     for shard in chosen:
         if parts and time.monotonic() > until:
-            unread.append(f"{shard}: no time was left for it")
+            unread.append(f"{shard}: there was no time left to read it")
             continue
         try:
             parts.append(_sample_shard(storage, shard, -(-rows // len(chosen)), rng, form))

@@ -19,7 +19,7 @@ from embedding.corpus.storage import filesystem_of, is_local
 from embedding.corpus.tables.found import is_metadata, refuse_below, refuse_inside, tables_in, up_to_a_table, url_of
 from embedding.corpus.tables.read import read_table
 from embedding.corpus.tables.table import REWRITE, Details, Kind, Table
-from embedding.errors import CorpusError, SourceChangedError
+from embedding.errors import CorpusError, SourceChangedError, count
 
 log = logging.getLogger(__name__)
 
@@ -107,12 +107,14 @@ def list_inputs(inputs: Iterable[str], asked: str = AUTO, needed: Collection[str
     for url, found in listed.items():
         taken = [each.source for each in found if each.named or format_by_name(each.source.path) == wanted]
         if not taken:
-            others = f", or say --input-format {format_by_name(found[0].source.path)}" if found else ""
+            others = f", or set --input-format to {format_by_name(found[0].source.path)}" if found else ""
             sought = f"{wanted.label} file ({', '.join(wanted.suffixes)})" if asked != AUTO or any(listed.values()) else _ANY
             raise CorpusError(f"--input {url} matches no {'file' if _is_pattern(url) else sought}; check the path{others}")
         for source in taken:
             if sources.setdefault(source.uri, source).version != source.version:
-                raise CorpusError(f"--input {url} names {source.uri} in another version than an input before it; name one revision of it")
+                raise CorpusError(
+                    f"--input {url} names {source.uri} in a different version than an earlier input does; use one revision of it"
+                )
     return Listing(sorted(sources.values()), versions)
 
 
@@ -163,7 +165,7 @@ def _live_files(
     url = url_of(fs, table.folder)
     versions[url] = f"{table.kind} {live.version}"
     files = {file: listed.get(file) or _details(fs, file, table.given) for file in live.files}
-    log.info("%s is read at %s, which has %d files", url, versions[url], len(files))
+    log.info("reading %s at %s, which has %s", url, versions[url], count(len(files), "file"))
     return files
 
 
@@ -172,7 +174,9 @@ def _details(fs: fsspec.AbstractFileSystem, file: str, given: str) -> dict[str, 
         try:
             return cast(dict[str, Any], with_retries(lambda: fs.info(file)))
         except FileNotFoundError as error:
-            raise CorpusError(f"--input {given} names {file}, which is missing, as where it is another table's; {REWRITE}") from error
+            raise CorpusError(
+                f"--input {given} lists {file}, which does not exist, perhaps because it belongs to another table; {REWRITE}"
+            ) from error
 
 
 def _found(fs: fsspec.AbstractFileSystem, path: str, given: str) -> _Found:
@@ -222,7 +226,7 @@ def _below(fs: fsspec.AbstractFileSystem, folder: str) -> Details:
 
 
 def _walk(fs: fsspec.AbstractFileSystem, folder: str) -> Iterator[dict[str, Any]]:
-    """Like fsspec's `find`, which leaves out a local folder that can not be read, and its rows with it."""
+    """Like fsspec's `find`, which leaves out a local folder that cannot be read, and its rows with it."""
     for info in fs.ls(folder, detail=True):
         if info["type"] == "directory":
             yield from _walk(fs, info["name"])
@@ -280,6 +284,6 @@ def require_unchanged(source: Source) -> None:
         try:
             info = with_retries(lambda: fs.info(path))
         except FileNotFoundError as error:
-            raise SourceChangedError(f"{source.uri} was removed after it was listed; run again to plan it anew") from error
+            raise SourceChangedError(f"{source.uri} was removed after it was listed; run again to continue without it") from error
     if (int(info["size"]), version_of(info)) != (source.size, source.version):
-        raise SourceChangedError(f"{source.uri} was replaced after it was listed; run again to plan it anew")
+        raise SourceChangedError(f"{source.uri} was replaced after it was listed; run again to read the new version")

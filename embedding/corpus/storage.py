@@ -270,7 +270,7 @@ class LocalStorage(Storage):
             while not folder.exists():
                 folder = folder.parent
             if not folder.is_dir():
-                raise NotADirectoryError(f"{folder} is no folder")
+                raise NotADirectoryError(f"{folder} is not a folder")
             if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
                 raise PermissionError(f"{folder} is not writable")
 

@@ -80,11 +80,11 @@ class VectorColumns:
                 return f"its ranges for {name} have the shape {ranges_2D.shape}, not (2, {number})"
             with np.errstate(over="ignore", invalid="ignore"):
                 if not np.isfinite([*ranges_2D, ranges_2D[1] - ranges_2D[0]]).all():
-                    return f"its ranges for {name} hold a number that is not finite, or too large"
+                    return f"its ranges for {name} contain a number that is not finite or too large"
             if (flat_D := is_flat(ranges_2D)).any():
                 dimension = int(np.argmax(flat_D))
                 low, high = ranges_2D[:, dimension].tolist()
-                return f"the range of dimension {dimension} of {name} is {low:g} to {high:g}, and needs room for 255 steps"
+                return f"the range of dimension {dimension} of {name} is {low:g} to {high:g}, too narrow for 255 steps"
         return None
 
 

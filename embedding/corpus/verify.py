@@ -14,6 +14,7 @@ from embedding.corpus.ledger import RECORDS, CommitRecord, read_ledger, records_
 from embedding.corpus.output import DATA, MANIFEST, MANIFEST_SCHEMA, REJECTED, SUCCESS, Output, manifest, rejected_name
 from embedding.corpus.plan import Unit
 from embedding.corpus.shards.form import Published
+from embedding.errors import count
 
 NOT_OURS_TO_MEND = frozenset({Kind.SOURCE_CHANGED, Kind.UNREADABLE_SOURCE, Kind.NOT_COMPLETE, Kind.FOREIGN_FILE})
 """What the next run does anyway, or what only its owner can judge."""
@@ -63,11 +64,12 @@ def missing_shards(claims: Claims, units: Iterable[Unit]) -> Iterator[Finding]:
     planned = {unit.shard for unit in units}
     unplanned = [name for name in claims.shards if name not in planned]
     for name in claims.foreign:
-        what = "no run put it here, and readers that open every file will; move it elsewhere"
+        what = "no run wrote it, but readers that open every file in data/ will read it; move it elsewhere"
         yield Finding(Kind.FOREIGN_FILE, name, what)
     if not claims.complete:
-        stale = f" and {len(unplanned)} shards are of no unit" if unplanned else ""
-        what = f"a run is at work or did not finish: {len(absent)} units have no shard yet{stale}; run the job to complete it"
+        stale = f" and {count(len(unplanned), 'shard')} without a unit" if unplanned else ""
+        unfinished = f"{count(len(absent), 'unit')} without a shard{stale}"
+        what = f"a run is still at work or did not finish, leaving {unfinished}; run the job to complete the output"
         yield Finding(Kind.NOT_COMPLETE, SUCCESS, what)
         return
     for unit in absent:
@@ -75,10 +77,10 @@ def missing_shards(claims: Claims, units: Iterable[Unit]) -> Iterator[Finding]:
             yield Finding(Kind.MISSING_SHARD, unit.shard, "its unit was committed, but the shard is gone")
     for name in unplanned:
         if listed and name not in listed:
-            yield Finding(Kind.UNCLAIMED_SHARD, name, "no source row belongs into it, and the manifest does not list it")
+            yield Finding(Kind.UNCLAIMED_SHARD, name, "no source row belongs to it, and the manifest does not list it")
     changed = {unit.source.uri for unit in absent if listed and unit.shard not in listed}
     for source in sorted(changed | {listed[name] for name in unplanned if name in listed}):
-        what = "it is new, replaced or gone since the output was completed; run the job to embed what is there now"
+        what = "it was added, replaced or removed after the output was completed; run the job to embed what is there now"
         yield Finding(Kind.SOURCE_CHANGED, source, what)
 
 
@@ -93,7 +95,7 @@ def false_claims(claims: Claims, units: Sequence[Unit], checked: Mapping[str, Ch
         lists = {rejected_name(unit.id) for unit in units if unit.id not in proved or checked[unit.id].rejected}
         for name in claims.rejected:
             if name not in lists:
-                yield Finding(Kind.UNCLAIMED_REJECTED_ROWS, name, "no unit of the corpus rejected rows that it could list")
+                yield Finding(Kind.UNCLAIMED_REJECTED_ROWS, name, "no unit of the corpus has rejected rows that it could list")
         if fault := _false_version(output.form.published(output.storage), claims, units, proved.values(), checked):
             yield fault
     ledger = {record.unit: record for record in records_from_table(read_ledger(output.storage))}
@@ -102,7 +104,9 @@ def false_claims(claims: Claims, units: Sequence[Unit], checked: Mapping[str, Ch
         if record is None or record.error or record.bytes != truth.bytes:
             continue  # of a try that failed or of an earlier shard: footers stand in for it
         if any(getattr(record, key) != getattr(truth, key) for key in _TRUE_OF_SHARD):
-            yield Finding(Kind.WRONG_LEDGER, RECORDS, f"the record of {unit.shard} counts other rows or tokens than it holds")
+            yield Finding(
+                Kind.WRONG_LEDGER, RECORDS, f"the record of {unit.shard} has other counts of rows or tokens than the shard itself"
+            )
 
 
 def _false_manifest(claims: Claims, units: Sequence[Unit], proved: Sequence[Unit], checked: Mapping[str, CheckedUnit]) -> Iterator[Finding]:
@@ -113,17 +117,17 @@ def _false_manifest(claims: Claims, units: Sequence[Unit], proved: Sequence[Unit
     truth = {row["shard"]: row for row in manifest(proved, claims.shards, records).to_pylist()}
     listed = [row["shard"] for row in claims.manifest]
     if listed != sorted(set(listed)):
-        yield Finding(Kind.WRONG_MANIFEST, MANIFEST, "its shards are not in the order of the corpus, each once")
+        yield Finding(Kind.WRONG_MANIFEST, MANIFEST, "it does not list the shards in the order of the corpus, each exactly once")
     for row in claims.manifest:
         right = truth.pop(row["shard"], row)
         if differing := [f"{key} {row[key]} instead of {right[key]}" for key in row if row[key] != right[key]]:
-            yield Finding(Kind.WRONG_MANIFEST, MANIFEST, f"of {row['shard']} it says {', '.join(differing)}")
+            yield Finding(Kind.WRONG_MANIFEST, MANIFEST, f"for {row['shard']} it says {', '.join(differing)}")
     for name in truth:
         yield Finding(Kind.WRONG_MANIFEST, MANIFEST, f"it does not list {name}")
     known = claims.shards.keys() | {unit.shard for unit in units}
     for name in listed:
         if name not in known:
-            yield Finding(Kind.WRONG_MANIFEST, MANIFEST, f"it lists {name}, which neither is there nor belongs to the corpus")
+            yield Finding(Kind.WRONG_MANIFEST, MANIFEST, f"it lists {name}, which neither exists nor belongs to the corpus")
 
 
 def _false_version(

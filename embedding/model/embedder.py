@@ -20,7 +20,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from embedding.errors import ModelError
+from embedding.errors import ModelError, count
 from embedding.model.batching import batch_end
 from embedding.model.encoder import Encoder
 from embedding.model.host import available_cpus
@@ -135,7 +135,7 @@ class Embedder:
     def _repair(self, tokens: TokenizedTexts, vectors_RD: npt.NDArray[np.float32], finite_R: npt.NDArray[np.bool_]) -> None:
         """Fill in the rows that are not finite from an fp32 copy of the model, which is loaded for them and dropped after."""
         rows = np.flatnonzero(~finite_R)
-        log.warning("%d rows overflow %s; they are computed again in fp32", len(rows), self._spec.precision)
+        log.warning("%s overflowed in %s; computing again in fp32", count(len(rows), "row"), self._spec.precision)
         exact = Encoder(self._spec, self._folder, self._device, "fp32")
         vectors_RD[rows], _ = self._encode(exact, tokens.take(rows), self._spec.max_tokens)
         finite_R[rows] = _finite_rows(vectors_RD[rows])
@@ -186,9 +186,9 @@ class Embedder:
     def _shrink(self, cells: int, rows: int, error: BaseException) -> None:
         if rows == 1:
             device = _device_name(self._device)
-            raise ModelError(f"a single text of {cells} tokens does not fit the memory of {device}; lower --max-tokens") from error
+            raise ModelError(f"a single text of {cells} tokens does not fit in the memory of {device}; lower --max-tokens") from error
         self._fitting_tokens = self._budget(cells // 2)
-        log.warning("a batch of %d tokens does not fit the memory; batches of %d are used from now on", cells, self._fitting_tokens)
+        log.warning("a batch of %d tokens does not fit in memory; using batches of %d tokens from now on", cells, self._fitting_tokens)
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,9 @@ def _read_transformer(files: ModelFiles, path: str) -> dict[str, Any]:
         "model_args": not _HARMLESS_MODEL_OPTIONS.issuperset(model_options),
     }
     if asked := [name for name, is_foreign in foreign.items() if is_foreign]:
-        raise ModelError(f"the model's {path}sentence_bert_config.json sets {asked[0]} to what this job cannot run; choose a plain encoder")
+        raise ModelError(
+            f"the model's {path}sentence_bert_config.json sets {asked[0]} to a value that this job does not support; choose a plain encoder"
+        )
     return {"max_seq_length": tokenizer_options.get("model_max_length")} | config
 
 
@@ -142,7 +144,7 @@ def _pooling_modes(config: Mapping[str, Any]) -> tuple[Pooling, ...]:
     named = config["pooling_mode"]
     names = [named] if isinstance(named, str) else named
     if unknown := [name for name in names if name not in _POOLING_NAMES]:
-        raise ModelError(f"the model pools by {unknown[0]!r}, which is none of {', '.join(_POOLING_NAMES)}; say --pooling")
+        raise ModelError(f"the model uses the pooling {unknown[0]!r}, which is not one of {', '.join(_POOLING_NAMES)}; set --pooling")
     return tuple(_POOLING_NAMES[name] for name in names)
 
 
@@ -151,10 +153,12 @@ def _read_dense(files: ModelFiles, path: str) -> DenseSpec:
     _check_target(config, "Dense")
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
     if not activation.startswith("torch.nn."):
-        raise ModelError(f"Dense module {path!r} uses the activation {activation!r}; only classes of torch.nn can be run")
+        raise ModelError(
+            f"Dense module {path!r} uses the activation {activation!r}, but only classes of torch.nn are supported; choose another model"
+        )
     weights = f"{path}/model.safetensors"
     if not files.has(weights):
-        raise ModelError(f"Dense module {path!r} has no model.safetensors; load and save the model with sentence-transformers")
+        raise ModelError(f"Dense module {path!r} has no model.safetensors; load the model with sentence-transformers and save it again")
     return DenseSpec(
         path=path,
         in_features=config["in_features"],
@@ -171,4 +175,6 @@ def _check_target(config: Mapping[str, Any], kind: str) -> None:
     reads = config.get("module_input_name") or "sentence_embedding"
     writes = config.get("module_output_name") or reads
     if (reads, writes) != ("sentence_embedding", "sentence_embedding"):
-        raise ModelError(f"the model's {kind} module turns {reads} into {writes}, not a text's vector into another; choose another model")
+        raise ModelError(
+            f"the model's {kind} module turns {reads} into {writes} instead of one text vector into another; choose another model"
+        )

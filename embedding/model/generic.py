@@ -83,7 +83,7 @@ class GenericEncoder:
         """
         if not self.module.is_backend_compatible():
             self._cast(dtype)
-            return f"the {spec.model_type} classes of transformers take no attention function"
+            return f"the {spec.model_type} classes of transformers do not accept an attention function"
         padded_TD = self(batch)
         padded_attention = self.module.config._attn_implementation
         self.module.set_attn_implementation(PACKED)
@@ -94,7 +94,7 @@ class GenericEncoder:
             reason = reason or difference(self(batch), padded_TD, dtype)
         except (TypeError, NotImplementedError, ValueError, KeyError) as error:
             self._cast(dtype)
-            reason = f"packed attention does not fit them ({type(error).__name__}: {error})"
+            reason = f"packed attention does not work with these classes ({type(error).__name__}: {error})"
         if reason:
             self.packed = False
             self.module.set_attn_implementation(padded_attention)
@@ -146,7 +146,10 @@ def _load(spec: ModelSpec, folder: Path) -> PreTrainedModel:
         raise ModelError(f"model {spec.source.name!r} cannot be loaded ({str(error).splitlines()[0]}); check its files") from error
     # transformers fills what is missing with random numbers; only the pooler, which nothing here reads, may be missing.
     if missing := sorted(name for name in info["missing_keys"] if "pooler" not in name):
-        raise ModelError(f"model {spec.source.name!r} has no weights for {missing[0]} and {len(missing) - 1} more; give the whole encoder")
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(
+            f"model {spec.source.name!r} has no weights for {missing[0]}{more}; use a model with the weights of the whole encoder"
+        )
     return model.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 

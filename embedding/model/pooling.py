@@ -111,5 +111,7 @@ def _activation(path: str) -> nn.Module:
     module, _, name = path.rpartition(".")
     found = getattr(import_module(module), name, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ModelError(f"a Dense module of the model uses the activation {path!r}, which is no class of torch.nn; choose another model")
+        raise ModelError(
+            f"a Dense module of the model uses the activation {path!r}, which is not a class of torch.nn; choose another model"
+        )
     return found()

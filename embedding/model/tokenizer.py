@@ -150,7 +150,7 @@ class Tokenizer:
         """Give up the fast path where it differs from the reference on one of these texts, and say so in the log."""
         found, expected = (self._tokenize(texts, encode) for encode in (self._encode, self._exact))
         if not (np.array_equal(found.offsets, expected.offsets) and np.array_equal(found.ids, expected.ids)):
-            log.warning("nanotoken cuts texts of this corpus otherwise than tokenizers; the slower tokenizers is used instead")
+            log.warning("nanotoken splits texts of this corpus differently from tokenizers; using the slower tokenizers instead")
             self._encode = self._exact
         self._checked = True
 
@@ -287,7 +287,9 @@ def _load(folder: Path, spec: ModelSpec) -> PreTrainedTokenizerFast:
         reason = str(error).splitlines()[0]
         raise ModelError(f"the tokenizer of {spec.source.name!r} cannot be loaded ({reason}); check its files") from error
     if not isinstance(found, PreTrainedTokenizerFast):
-        raise ModelError(f"the tokenizer of {spec.source.name!r} has no tokenizer.json; AutoTokenizer converts it by loading and saving")
+        raise ModelError(
+            f"the tokenizer of {spec.source.name!r} has no tokenizer.json; load it with AutoTokenizer and save it again to create one"
+        )
     return found
 
 
@@ -295,12 +297,14 @@ def _special_tokens(reference: FastTokenizer, slow: PreTrainedTokenizerFast, spe
     """How many special tokens come before and after a text's own."""
     probe = reference.encode("a")
     if any(probe.type_ids) and "token_type_ids" in slow.model_input_names:
-        raise ModelError(f"the tokenizer of {spec.source.name!r} gives tokens types, which this job cannot use; choose another model")
+        raise ModelError(
+            f"the tokenizer of {spec.source.name!r} gives types to tokens, which this job does not support; choose another model"
+        )
     mask = probe.special_tokens_mask
     own = mask.index(0) if 0 in mask else len(mask)
     prefix, suffix = own, len(mask) - own - mask.count(0)
     if prefix + suffix >= spec.max_tokens:
-        raise ModelError(f"--max-tokens={spec.max_tokens} leaves no token beside the {prefix + suffix} special ones; raise it")
+        raise ModelError(f"--max-tokens={spec.max_tokens} leaves no room next to the {prefix + suffix} special tokens; raise it")
     return prefix, suffix
 
 

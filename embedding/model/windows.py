@@ -86,7 +86,7 @@ class Windows:
         self._framing = int(tokenizer.lengths([""])[0])
         if long.cuts and self._framing >= max_tokens:
             taken = f"the prompt and the special tokens take {self._framing} of max_tokens={max_tokens}"
-            raise ModelError(f"{taken} and leave none to a text; shorten the prompt or raise --max-tokens")
+            raise ModelError(f"{taken} and leave none for the text; shorten the prompt or raise --max-tokens")
 
     def __call__(self, texts: Sequence[str]) -> Pieces:
         """The pieces of the texts, with their tokens."""

@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Attempts(Protocol):
-    """What reads and workers tell and ask; `key` names a unit and what is tried with it."""
+    """What readers and workers report and ask; `key` names a unit and the step that is tried."""
 
     def begun(self, key: str) -> int:
         """Tries so far."""
@@ -16,10 +16,10 @@ class Attempts(Protocol):
         """Count a try: 1 for the first."""
 
     def fail(self, key: str, reason: str) -> None:
-        """The try came to nothing, and this is why; one that is never told of died with its process."""
+        """A try failed for this reason; a try whose process died is never reported."""
 
     def reason(self, key: str) -> str:
-        """Why a try failed last, empty where none lived to tell."""
+        """Why the last reported try failed, empty where none was reported."""
 
     def settle(self, key: str) -> None:
         """Forget the key: its try came to an end."""

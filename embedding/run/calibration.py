@@ -1,4 +1,4 @@
-"""The ranges of --output-dtype int8: brought along or measured, settled once when an output is begun, and never changed."""
+"""The ranges of --output-dtype int8: given by the user or measured, settled once when an output is started, and never changed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from embedding.corpus.output import JobSettings, Output
 from embedding.corpus.plan import SourceLayout
 from embedding.corpus.storage import open_storage
 from embedding.corpus.vectors import TO_BE_MEASURED, Calibration, VectorColumns, as_json, digest
-from embedding.errors import ConfigError, CorpusError, EmbeddingJobError
+from embedding.errors import ConfigError, CorpusError, EmbeddingJobError, count
 from embedding.model.spec import ModelSpec
 from embedding.run.calibrator import CalibrationJob, calibration_sample
 from embedding.run.cluster import Cluster
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def calibration_of(config: JobConfig, model: ModelSpec, existing: JobSettings | None) -> Calibration:
-    """The ranges that are known before a run: those that the user brings, else the output's own; none for what needs none.
+    """The ranges that are known before a run: those that the user gives, else the output's own; none for what needs none.
 
     Raises:
         ConfigError: those of the user do not fit the vectors.
@@ -50,10 +50,10 @@ def _of_file(url: str, columns: VectorColumns) -> Calibration:
     try:
         ranges = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise ConfigError(f"--calibration {url} is no .npy file that numpy can read; save it with numpy.save") from error
+        raise ConfigError(f"--calibration {url} is not a .npy file that numpy can read; save it with numpy.save") from error
     if not isinstance(ranges, np.ndarray) or ranges.shape != (2, width) or ranges.dtype.kind not in "fiu":
         found = f"{ranges.dtype} {ranges.shape}" if isinstance(ranges, np.ndarray) else "several arrays"
-        raise ConfigError(f"--calibration {url} holds {found}, not the least and the greatest of {width} numbers, shape (2, {width})")
+        raise ConfigError(f"--calibration {url} contains {found}, not the minimum and maximum of {width} numbers, shape (2, {width})")
     with np.errstate(over="ignore"):
         return {name: as_json(part) for name, part in columns.parts(ranges.astype(np.float32)).items()}
 
@@ -63,7 +63,7 @@ def _of_output(url: str, model: ModelSpec) -> Calibration:
     if settings is None:
         raise ConfigError(f"--calibration {url} is neither a .npy file nor an output of this job; check the path")
     if not settings.calibration:
-        raise ConfigError(f"--calibration {url} is an output without ranges; name one of --output-dtype int8")
+        raise ConfigError(f"--calibration {url} is an output without int8 ranges; name one that was made with --output-dtype int8")
     if settings.vectors["weights_sha256"] != model.weights_sha256:
         raise ConfigError(f"--calibration {url} is an output of another model, whose ranges do not fit; leave it out")
     return settings.calibration
@@ -98,15 +98,15 @@ def calibrated(
         threads=placement.threads,
         long_text=long_texts_of(config),
     )
-    log.info("measuring the ranges of int8 on a sample of the corpus%s", "" if placement.fitting else "; waiting for a node to join")
+    log.info("measuring the int8 ranges on a sample of the corpus%s", "" if placement.fitting else "; waiting for a node to join")
     try:
         found = run_calibration(job, placement)
     except EmbeddingJobError as error:
-        what = f"the ranges of int8 could not be measured: {error}"
-        raise EmbeddingJobError(f"{what}; run the same command again, or bring them with --calibration") from error
+        what = f"the int8 ranges could not be measured: {error}"
+        raise EmbeddingJobError(f"{what}; run the same command again, or provide them with --calibration") from error
     if not found.rows:
-        raise CorpusError("no text of the sample could be embedded to measure the ranges of int8; bring them with --calibration")
-    log.info("measured: the ranges of int8, on %d vectors", found.rows)
+        raise CorpusError("no text of the sample could be embedded to measure the int8 ranges; provide them with --calibration")
+    log.info("measured the int8 ranges on %s", count(found.rows, "vector"))
     return with_calibration(replace(settings, measured=settings.measured | {"calibration_rows": found.rows}), found.calibration)
 
 

@@ -30,7 +30,7 @@ def check_stage(batch: pa.Table, job: CheckJob, attempts: Attempts) -> pa.Table:
     """One unit in, what was found about it out, as JSON."""
     unit = decode_unit(batch.column("unit")[0].as_py())
     if attempts.begin(f"check {unit.id}") > _MAX_ATTEMPTS:
-        what = f"whoever reads it dies ({_MAX_ATTEMPTS} times); it, or {unit.source.uri}, is damaged or too large for this machine"
+        what = f"the process that reads it died {_MAX_ATTEMPTS} times; it or {unit.source.uri} is damaged or too large for this machine"
         checked = CheckedUnit(unit.id, Finding(Kind.UNREADABLE_SHARD, unit.shard, what))
     else:
         checked = check_unit(unit, job.rules, open_storage(job.output), job.wanted.get(unit.id, ()))

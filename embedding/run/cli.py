@@ -28,7 +28,7 @@ from rich.console import Console
 import embedding
 from embedding.config import JobConfig
 from embedding.corpus import ending
-from embedding.errors import ConfigError, EmbeddingJobError, ExitCode, Terminated, explain, missing
+from embedding.errors import ConfigError, EmbeddingJobError, ExitCode, Terminated, count, explain, missing
 from embedding.run.foretold import lines
 from embedding.run.progress import OtherVoices, log_to_stderr
 
@@ -46,11 +46,11 @@ Config = TypeVar("Config", bound=BaseModel)
 Shell: TypeAlias = Literal["zsh", "bash", "fish", "powershell"]
 
 _HELP = " ".join(
-    """Give every row of a corpus a vector, on one laptop or a thousand GPUs.
-    Every option can also stand in a YAML file (--config; same names with underscores) or in the environment
-    (EMBED_BATCH_TOKENS for --batch-tokens); the command line wins over the environment, the environment over the file.
+    """Give every row of a text corpus an embedding vector, on one laptop or a thousand GPUs.
+    Every option can also be set in a YAML file (--config; same names with underscores) or in the environment
+    (EMBED_BATCH_TOKENS for --batch-tokens); the command line overrides the environment, which overrides the file.
     The last line on stdout is a JSON summary. Exit codes: 0 complete or nothing to do, 1 crashed (run it again),
-    2 usage or configuration, 3 finished with failed units, 4 another run holds the output, 130/143 interrupted.""".split()
+    2 wrong usage or configuration, 3 finished with failed units, 4 another run holds the output, 130/143 interrupted.""".split()
 )
 
 
@@ -109,7 +109,7 @@ def _report(summary: Summary, stdout: TextIO) -> None:
         print(f"failed: {json.dumps(failure)}", file=sys.stderr)
     if summary.status == "interrupted":
         committed = summary.rows_in + summary.rows_skipped
-        log.info("stopped with %s rows committed; run the same command again to go on from there", f"{committed:,}")
+        log.info("stopped with %s committed; run the same command again to resume", count(committed, "row"))
     for line in lines(summary.plan) if summary.plan else ():
         print(line, file=stdout)
     print(summary.line(), file=stdout, flush=True)
@@ -121,7 +121,7 @@ def parse(argv: list[str]) -> JobConfig | None:
     Raises:
         ConfigError: an option is unknown or its value is wrong.
     """
-    return parse_as(JobConfig, argv, name="embed_corpus.py", usage="--input PATH... --output PATH [OPTIONS]", description=_HELP)
+    return parse_as(JobConfig, argv, name="embed_corpus.py", usage="--input PATH|URL... --output PATH|URL [OPTIONS]", description=_HELP)
 
 
 class _App(App):
@@ -153,7 +153,7 @@ def parse_as(kind: type[Config], argv: list[str], *, name: str, usage: str, desc
         group_commands=_HELP_GROUP,
     )
     if is_installed:  # shells complete the names of programs, not those of scripts that python is given
-        app.register_install_completion_command(help="Let bash, zsh or fish complete the options.")
+        app.register_install_completion_command(help="Install completion of the options for bash, zsh or fish.")
 
     def command(*, config: Config) -> None:
         parsed.append(config)
@@ -168,7 +168,7 @@ def parse_as(kind: type[Config], argv: list[str], *, name: str, usage: str, desc
     @app.meta.default
     def configured(
         *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-        config: Annotated[Path | None, Parameter(help="YAML file with any of these options.", group=_FILE_GROUP)] = None,
+        config: Annotated[Path | None, Parameter(help="YAML file with any of these options.", group=_FILE_GROUP, metavar="PATH")] = None,
     ) -> None:
         from_file = [] if config is None else [cyclopts.config.Dict(read_options(config, kind.model_fields), source=str(config))]
         app.config = [cyclopts.config.Env("EMBED_", command=False), *from_file]
@@ -199,12 +199,14 @@ def read_options(file: Path, known: Iterable[str] = tuple(JobConfig.model_fields
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         raise ConfigError(f"--config {file} {reason}; check the path") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"--config {file} is no YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"--config {file} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"--config {file} must hold one option a line, such as `batch_tokens: 4096`")
+        raise ConfigError(f"--config {file} must contain one option per line, such as `batch_tokens: 4096`")
     for key in content.keys() - set(known):
         close = get_close_matches(key, known, n=1)
-        raise ConfigError(f"--config {file}: {key!r} is no option{f'; did you mean {close[0]!r}?' if close else '; --help lists them all'}")
+        raise ConfigError(
+            f"--config {file}: {key!r} is not an option{f'; did you mean {close[0]!r}?' if close else '; --help lists them all'}"
+        )
     return {key: value for key, value in content.items() if value not in ("", "null", "~")}
 
 
@@ -231,8 +233,8 @@ def _confirm_restart(config: JobConfig) -> None:
     if config.yes:
         return
     if not sys.stdin.isatty():
-        raise ConfigError(f"--restart deletes everything in {config.output}; say --yes to allow it")
-    answer = input(f"--restart deletes every shard in {config.output}. Type yes to go on: ")
+        raise ConfigError(f"--restart deletes everything in {config.output}; add --yes to allow it")
+    answer = input(f"--restart deletes every shard in {config.output}. Type yes to continue: ")
     if answer.strip().lower() != "yes":
         raise ConfigError("--restart was not confirmed; nothing was deleted")
 

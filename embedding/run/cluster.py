@@ -17,9 +17,9 @@ import ray
 import ray.data
 
 from embedding.corpus import ending
+from embedding.errors import count
 from embedding.model.host import available_cpus
 from embedding.run.placement import this_machine
-from embedding.run.report.wording import count
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Cluster:
         options: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
         if not os.environ.get("RAY_ADDRESS"):
             cpus = available_cpus()
-            log.info("starting Ray on this machine, %s (set RAY_ADDRESS to use a running cluster)", count(cpus, "CPU"))
+            log.info("starting Ray on this machine with %s (set RAY_ADDRESS to use a running cluster)", count(cpus, "CPU"))
             options |= {"address": "local", "num_cpus": cpus + 1, "include_dashboard": False}
             self._embedded = True
         with _own_sigterm(), _without_greeting():

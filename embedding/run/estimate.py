@@ -23,13 +23,13 @@ from embedding.corpus.output import Output
 from embedding.corpus.plan import Unit, make_unit
 from embedding.corpus.reader import Columns, UnitRows
 from embedding.corpus.vectors import VectorColumns
+from embedding.errors import count
 from embedding.model.embedder import Embedder
 from embedding.model.spec import TRUNCATE, LongTexts, ModelSpec
 from embedding.model.tokenizer import TokenizedTexts, Tokenizer
 from embedding.model.windows import Windows
 from embedding.run.models import model_folder
 from embedding.run.placement import Placement
-from embedding.run.report.wording import count
 from embedding.run.sample import read_in_time
 from embedding.run.settings import long_texts_of
 
@@ -39,6 +39,8 @@ _BLOCKS = 64
 _BLOCK_ROWS = 16
 """Rows beside each other are alike: many small blocks say more than a few large ones, and each costs a read."""
 _ENCODE_SECONDS = 2.0
+_LEAST_TOKENS = 256
+"""Fewer tell no pace: the fixed cost of a call hides it."""
 _RUNS = "_control/runs"
 _RUNS_BACK = 20
 
@@ -65,7 +67,7 @@ class TextSample:
 
 @dataclass(frozen=True)
 class Rate:
-    """How many tokens a worker embeds in a second, and who says so."""
+    """How many tokens a worker embeds in a second, and where that number comes from."""
 
     tokens_per_second: float
     origin: str
@@ -97,9 +99,10 @@ def estimate(
     if sample is None:
         return facts
     if sample.unreadable:
-        log.warning("a part of the sample cannot be read: %s", sample.unreadable)
-    rate = Rate(config.rate, "as --rate says") if config.rate else earlier_rate(output)
-    if rate is None and here and len(sample.tokens.ids):
+        log.warning("part of the sample cannot be read: %s", sample.unreadable)
+    rate = Rate(config.rate, "as given by --rate") if config.rate else earlier_rate(output)
+    too_small = rate is None and here and len(sample.tokens.ids) < _LEAST_TOKENS
+    if rate is None and here and not too_small:
         rate = rate_here(model, sample.tokens, batch_tokens, placement.device, placement.threads)
     tokens = rows * sample.tokens_per_row
     worker_hours = tokens / rate.tokens_per_second / 3600 if rate else None
@@ -114,6 +117,7 @@ def estimate(
         "long share": round(sample.long_share, 4),
         "windows a row": round(sample.windows_per_row, 2) if long.how in ("chunk", "average") else None,
         "rejected share": round(sample.rejected_share, 4),
+        "too small to measure": too_small,
         "tokens a second": round(rate.tokens_per_second * workers) if rate else None,
         "rate": rate.origin if rate else None,
         "seconds": round(3600 * worker_hours / workers, 1) if worker_hours is not None else None,
@@ -123,7 +127,7 @@ def estimate(
 
 
 def _shard_bytes_per_row(output: Output, vectors: VectorColumns) -> tuple[float, bool]:
-    """And whether it is measured on this output's shards: else it is the vectors without what else a shard has."""
+    """Bytes, and whether they were measured on this output's shards; if not, only the vectors count, not what else a shard has."""
     ledger = read_ledger(output.storage, ("bytes", "rows", "error"))
     committed = ledger.filter(pc.equal(ledger["error"], ""))
     rows = pc.sum(committed["rows"]).as_py()
@@ -154,7 +158,7 @@ def sample_texts(pending: Sequence[Unit], model: ModelSpec, columns: Columns, se
         tokens=pieces.tokens,
         rows=int(rows.sum()),
         tokens_per_row=float(mean),
-        tokens_error=_standard_error(per_block - mean * rows, rows) * math.sqrt(max(0.0, 1 - share)),
+        tokens_error=_standard_error(per_block - mean * rows, rows) * math.sqrt(1 - share) if share < 1 else 0.0,
         truncated_share=float(pieces.tokens.truncated.sum() / rows.sum()),
         long_share=float(too_many / rows.sum()),
         windows_per_row=float(len(pieces.texts_P) / rows.sum()),
@@ -164,9 +168,9 @@ def sample_texts(pending: Sequence[Unit], model: ModelSpec, columns: Columns, se
 
 
 def _standard_error(residuals_B: npt.NDArray[np.float64], rows_B: npt.NDArray[np.int64]) -> float:
-    """Of a ratio over B blocks in the order of the corpus; of one block, nothing is known.
+    """Of a ratio over B blocks in the order of the corpus; infinite for one block, which tells nothing about the others.
 
-    From the differences of neighbours, as is right for a sample spread evenly: what differs between far places, such as one file and
+    From the differences of neighbors, as is right for a sample spread evenly: what differs between far places, such as one file and
     another, is in the sample as it is in the corpus.
     """
     blocks = len(rows_B)
@@ -199,23 +203,23 @@ def _texts(rows: UnitRows) -> list[str | None]:
 
 
 def earlier_rate(output: Output) -> Rate | None:
-    """The pace of the last run on this output that embedded something, by worker; None where none of the last few did."""
+    """The pace, by worker, of the last run on this output that embedded enough to tell; None where none of the last few did."""
     names = [name for name in output.storage.list(_RUNS) if name.endswith("/summary.json")]
     for name in names[: -_RUNS_BACK - 1 : -1]:
         summary = json.loads(output.storage.read(name) or b"{}")
-        if summary.get("tokens_per_second"):
+        if summary.get("tokens_per_second") and summary["tokens"] >= _LEAST_TOKENS:
             break
     else:
         return None
     began = datetime.strptime(summary["run"][:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
     ledger = read_ledger(output.storage, ("worker", "encode_started"))
     workers = len(pc.unique(ledger["worker"].filter(pc.greater_equal(ledger["encode_started"], began))))
-    origin = f"as run {summary['run']} with {count(workers, 'worker')}"
+    origin = f"the rate of run {summary['run']} with {count(workers, 'worker')}"
     return Rate(summary["tokens_per_second"] / workers, origin) if workers else None
 
 
 def rate_here(model: ModelSpec, tokens: TokenizedTexts, batch_tokens: int, device: str, threads: int | None) -> Rate:
-    """The pace of this machine, from a second or two of encoding the sample."""
+    """The pace of this machine, from about two seconds of encoding the sample."""
     embedder = Embedder(model, device=device, threads=threads, folder=model_folder(model))
     pieces = list(_pieces(tokens, 2 * batch_tokens))
     embedder.embed(pieces[0], batch_tokens)  # the first batch pays for what all need
@@ -224,7 +228,7 @@ def rate_here(model: ModelSpec, tokens: TokenizedTexts, batch_tokens: int, devic
         piece = next(turns)
         embedder.embed(piece, batch_tokens)
         done, seconds = done + len(piece.ids), time.perf_counter() - began
-    return Rate(done / seconds, f"as this machine encodes the sample, tried for {seconds:.0f} s")
+    return Rate(done / seconds, f"measured on this machine by encoding the sample for {seconds:.0f} s")
 
 
 def _pieces(tokens: TokenizedTexts, size: int) -> Iterator[TokenizedTexts]:

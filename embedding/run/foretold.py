@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from embedding.run.report.wording import count, duration, said, share
+from embedding.errors import count
+from embedding.run.report.wording import duration, said, share
 
 
 def lines(plan: Mapping[str, Any]) -> Iterator[str]:
@@ -34,25 +35,30 @@ def _facts(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _texts(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if "rows sampled" not in plan:
-        yield "tokens", "unknown: none of the rows that were tried can be read"
+        yield "tokens", "unknown, because none of the sampled rows can be read"
         return
     error = plan["standard error of tokens"]
-    spread = ", nobody knows how exactly" if error is None else f" ± {error:,} (standard error)" if error else ""
-    yield "tokens", f"{plan['tokens to do']:,}{spread}: {plan['tokens a row']:,} a row, by {count(plan['rows sampled'], 'row')}"
-    windows = "" if plan["windows a row"] is None else f", {plan['windows a row']:,} windows a row"
+    if plan["rows sampled"] == plan["rows to do"]:
+        origin = ", counted in every row"
+    else:
+        spread = " (of unknown accuracy)" if error is None else f" ± {error:,} (standard error)"
+        origin = f"{spread}, estimated from {count(plan['rows sampled'], 'row')}"
+    yield "tokens", f"{plan['tokens to do']:,}{origin}; {plan['tokens a row']:,} per row"
+    windows = "" if plan["windows a row"] is None else f", {plan['windows a row']:,} windows per row"
     yield "texts", f"{share(plan['long share'], 1)} longer than max_tokens{windows}, {share(plan['rejected share'], 1)} cannot be embedded"
 
 
 def _work(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    what = "by the shards that are there" if plan["shard bytes measured"] else "the vectors alone"
+    what = "judging by the existing shards" if plan["shard bytes measured"] else "for the vectors alone"
     yield "shards", f"about {decimal(plan['shard bytes'])}, {what}"
     yield "workers", f"{plan['workers']}; {plan['place']}"
     if plan.get("seconds") is None:
-        yield "time", "unknown: nothing was measured on such hardware; --rate counts with so many tokens a second of a worker"
+        known = "nothing was measured on such hardware; set --rate to the tokens per second of one worker"
+        yield "time", f"unknown ({'the corpus is too small to measure' if plan['too small to measure'] else known})"
         return
     yield "time", f"about {duration(plan['seconds'])} of work at {plan['tokens a second']:,} tokens/s, {plan['rate']}"
     if not plan["GPU hours"]:
         yield "cost", "no GPU"
         return
-    price = "; --gpu-hour-price says what they cost" if plan["cost"] is None else f", cost {plan['cost']:,.2f}"
-    yield "cost", f"about {plan['GPU hours']:,.2f} GPU hours{price}; starting, waiting and other nodes are not counted"
+    price = "; set --gpu-hour-price to see the cost" if plan["cost"] is None else f", cost {plan['cost']:,.2f}"
+    yield "cost", f"about {plan['GPU hours']:,.2f} GPU hours{price}; startup, waiting and other nodes are not included"

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from rich.filesize import decimal
+
 from embedding.config import JobConfig
 from embedding.corpus.columns import Columns
 from embedding.corpus.lease import Lease
@@ -19,8 +21,8 @@ from embedding.corpus.output import JobSettings, Output
 from embedding.corpus.plan import SourceLayout, Unit, UnreadableSource, plan_units, shard_stem, stem_of
 from embedding.corpus.reader import read_layouts
 from embedding.corpus.sources import absolute, list_inputs
-from embedding.corpus.storage import TEMPORARY, filesystem_of, open_storage
-from embedding.errors import AccessError, ConfigError, CorpusError, EmbeddingJobError, LeaseLostError, StorageError
+from embedding.corpus.storage import TEMPORARY, open_storage
+from embedding.errors import AccessError, ConfigError, CorpusError, EmbeddingJobError, LeaseLostError, StorageError, count
 from embedding.model.spec import ModelSpec
 from embedding.run.calibration import calibrated, calibration_of
 from embedding.run.cluster import Cluster
@@ -31,7 +33,6 @@ from embedding.run.pipeline import InFlight, run_units
 from embedding.run.placement import Placement, place_workers
 from embedding.run.progress import Watched, open_progress
 from embedding.run.report.publish import write_report
-from embedding.run.report.wording import count
 from embedding.run.settings import (
     columns_asked,
     columns_of_corpus,
@@ -40,6 +41,7 @@ from embedding.run.settings import (
     installed_versions,
     job_settings,
     long_texts_of,
+    require_apart,
     shards_asked,
     what_was_asked,
 )
@@ -62,7 +64,7 @@ class _Corpus:
 
     @property
     def remembered(self) -> dict[str, dict[str, str]]:
-        """What an output is to remember of it beside its inputs: nothing where no input has a version."""
+        """What an output remembers of it besides its inputs: nothing where no input has a version."""
         return {"input_versions": self.versions} if self.versions else {}
 
 
@@ -94,7 +96,7 @@ def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None 
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     output = Output(config.output, shards_asked(config))
     earlier = functools.cache(lambda: None if config.restart else output.settings())
-    _require_apart(config)
+    require_apart(config)
     corpus = _read_corpus(config, output, earlier)
     with Cluster(looked_at=config.dry_run) as cluster:
         model, settings = _settle(config, output, earlier(), cluster, corpus.columns)
@@ -130,7 +132,7 @@ def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None 
 
 
 def _cause(error: BaseException, lease: Lease) -> BaseException:
-    """Why the run really ended, of what it met last."""
+    """Why the run really ended; `error` is what it met last."""
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return error
     with _failing_quietly():
@@ -139,7 +141,7 @@ def _cause(error: BaseException, lease: Lease) -> BaseException:
         except LeaseLostError as lost:  # a process that was suspended long enough for that finds other things broken too
             return lost
     if isinstance(error, AccessError):  # it was allowed when the run began, so running again can help
-        return StorageError(f"{error}, then run the same command again to go on")
+        return StorageError(f"{error}, then run the same command again to resume")
     return error
 
 
@@ -163,19 +165,6 @@ def _inputs(config: JobConfig) -> tuple[str, ...]:
     return tuple(absolute(url) for url in config.input)
 
 
-def _require_apart(config: JobConfig) -> None:
-    target_fs, target = filesystem_of(config.output)
-    for url in config.input:
-        fs, path = filesystem_of(url)
-        if type(fs) is not type(target_fs):
-            continue
-        searched = path.partition("**")[0].rstrip("/") if "**" in path else path.rstrip("/")
-        if f"{target.rstrip('/')}/".startswith(f"{searched}/"):
-            raise ConfigError(f"--output {config.output} lies inside --input {url} and would be read as corpus; choose a folder beside it")
-        if f"{searched}/".startswith(f"{target.rstrip('/')}/data/"):
-            raise ConfigError(f"--input {url} lies where --output {config.output} puts its shards, in data/; choose another --output")
-
-
 def _read_corpus(config: JobConfig, output: Output, earlier: Callable[[], JobSettings | None]) -> _Corpus:
     """List the source files and read their footers; `earlier` tells what the output was begun with, where that matters.
 
@@ -189,12 +178,11 @@ def _read_corpus(config: JobConfig, output: Output, earlier: Callable[[], JobSet
     set_aside = unreadable if config.bad_rows == "reject" else None
     layouts = list(read_layouts(sources, columns, set_aside, output.form.fits(columns.copied)))
     if unreadable and not layouts:
-        raise CorpusError(f"none of {len(sources)} source files can be read; the first: {unreadable[0].reason}")
-    megabytes, rows = sum(source.size for source in sources) / 1e6, sum(layout.num_rows for layout in layouts)
-    log.info("%s, %.1f MB, %s", count(len(sources), "source file"), megabytes, count(rows, "row"))
+        raise CorpusError(f"none of the source files ({len(sources)}) can be read; first error: {unreadable[0].reason}")
+    size, rows = decimal(sum(source.size for source in sources)), count(sum(layout.num_rows for layout in layouts), "row")
+    log.info("%s, %s, %s", count(len(sources), "source file"), size, rows)
     if unreadable:
-        what = count(len(unreadable), "source file")
-        log.warning("%s cannot be read, left out for now; the first: %s", what, unreadable[0].reason)
+        log.warning("left out %s that cannot be read; first error: %s", count(len(unreadable), "source file"), unreadable[0].reason)
     return _Corpus(columns, layouts, unreadable, listing.versions)
 
 
@@ -213,7 +201,7 @@ def _settle(
     existing.require_same_vectors(settings, output.url)
     for name, kept in existing.kept.items():
         if getattr(config, name) not in ("auto", kept):
-            log.warning("%s=%d is kept from this output's first run, so that its units stay the same; --restart to change it", name, kept)
+            log.warning("keeping %s=%d from this output's first run, so that its units stay the same; change it by --restart", name, kept)
     return model, settings
 
 
@@ -234,10 +222,11 @@ def _plan(config: JobConfig, output: Output, corpus: _Corpus, model: ModelSpec, 
     inputs = _inputs(config)
     forgotten = [url for url in settings.input if url not in inputs]
     if stale and (forgotten or config.limit_rows) and not config.yes:
-        cause = f"--input no longer names {forgotten[0]}" if forgotten else f"--limit-rows={config.limit_rows} leaves rows out"
-        loss = f"{len(stale)} finished shards of {output.url} would be removed"
-        raise ConfigError(f"{cause}, so {loss}; say --yes to allow it, or choose another --output")
-    log.info("%s of up to %d rows: %d done, %d to do", count(len(units), "unit"), unit_rows, len(done), len(pending))
+        cause = f"--input no longer names {forgotten[0]}" if forgotten else f"--limit-rows={config.limit_rows} leaves out rows"
+        loss = f"{count(len(stale), 'finished shard')} of {output.url} would be removed"
+        raise ConfigError(f"{cause}, so {loss}; add --yes to allow it, or choose another --output")
+    sizes = count(len(units), "unit"), count(unit_rows, "row")
+    log.info("%s of up to %s: %d done, %d to do", *sizes, len(done), len(pending))
     counts = {"int8_numbers": sum(model.columns) if settings.calibration else 0}
     summary = Summary.planned(output=output.url, run=run_id, done=done, pending=pending, unreadable=corpus.unreadable, **counts)
     return _Plan(corpus.columns, model, settings, units, pending, stale, summary)
@@ -261,9 +250,9 @@ def _describe(config: JobConfig, output: Output, plan: _Plan, corpus: _Corpus, c
         "units to do": plan.summary.units_pending,
         "stale shards": len(plan.stale),
         "workers": str(placement),
-        "place": "this machine" if cluster.is_here else "the cluster that runs now",
+        "place": "this machine" if cluster.is_here else "the running cluster",
         "kept": kept,
-        "kept from": f"{' and '.join(still_open)} will be measured when the run begins; here the default" if still_open else origin,
+        "kept from": f"{' and '.join(still_open)} will be measured when the run starts; this is the default" if still_open else origin,
         "settings": plan.settings.vectors,
         "fingerprint": plan.settings.fingerprint,
     }
@@ -289,7 +278,7 @@ def _embed(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lea
     placement = place_workers(config, cluster.nodes())
     log.info("starting workers: %s", placement)
     if placement.fitting < placement.min_workers:
-        log.warning("the cluster has room for %d of %d workers now; waiting for nodes to join", placement.fitting, placement.min_workers)
+        log.warning("the cluster has room for %d of %d workers; waiting for nodes to join", placement.fitting, placement.min_workers)
     summary, notes = plan.summary, {""}
     ledger, metrics = Ledger(output.storage, summary.run), Metrics(output.url, summary.run)
     outlook, in_flight = Outlook(plan.units, plan.pending), InFlight()

@@ -31,9 +31,9 @@ class Metrics:
 
     def __init__(self, output: str, run: str) -> None:
         self._labels = {"output": quote(output, safe=_PRINTABLE), "run": run}  # Ray's labels hold nothing but ASCII
-        self._rows = self._counter("embed_rows_total", "Rows embedded: those in shards.")
+        self._rows = self._counter("embed_rows_total", "Rows embedded and committed in shards.")
         self._tokens = self._counter("embed_tokens_total", "Tokens of these rows, special tokens included.")
-        self._padding = self._counter("embed_padding_tokens_total", "Padding tokens computed in vain.")
+        self._padding = self._counter("embed_padding_tokens_total", "Padding tokens computed, which no row needs.")
         self._truncated = self._counter("embed_truncated_rows_total", "Rows whose text was longer than max_tokens.")
         self._rejected = self._counter("embed_rejected_rows_total", "Rows that cannot be embedded.")
         self._duplicates = self._counter("embed_duplicate_rows_total", "Rows that share the vector of an equal row of their unit.")
@@ -41,12 +41,14 @@ class Metrics:
         self._units = self._counter("embed_units_total", "Units that ended, by outcome.", "outcome")
         self._stages = self._counter("embed_stage_seconds_total", "Seconds that units spent in a stage, summed over units.", "stage")
         self._seconds = self._with_labels(
-            Histogram("embed_unit_seconds", "From a unit's read to its put, without waiting for the device.", _UNIT_SECONDS, _LABELS)
+            Histogram(
+                "embed_unit_seconds", "From reading a unit to writing its shard, without waiting for the device.", _UNIT_SECONDS, _LABELS
+            )
         )
         self._pending_rows = self._gauge("embed_pending_rows", "Rows of units that have not ended.")
         self._pending_units = self._gauge("embed_pending_units", "Units that have not ended.")
         self._pending_tokens = self._gauge("embed_pending_tokens", "Tokens of units that have not ended, estimated.")
-        self._workers = self._gauge("embed_workers", "Workers that committed a unit lately.")
+        self._workers = self._gauge("embed_workers", "Workers that committed a unit recently.")
 
     def update(self, record: CommitRecord, summary: Summary, outlook: Outlook, now: float) -> None:
         """Count a unit's end; `summary` and `outlook` have counted it already."""

@@ -27,6 +27,7 @@ def find_model(config: JobConfig, *, precision: Precision) -> ModelSpec:
 
     Raises:
         ModelError: it cannot be found or cannot be run, or an option does not fit it.
+        ModelUnreachableError: the hub does not answer.
         AccessError: its store refuses this process.
         StorageError: its store does not answer.
     """
@@ -55,7 +56,7 @@ def model_folder(spec: ModelSpec, *, weights: bool = True) -> Path:
     try:
         return _Remote.listed(spec.source.name).copy()
     except EmbeddingJobError as error:
-        raise ModelUnreachableError(f"model {spec.source.name!r} cannot be fetched here: {error}") from error
+        raise ModelUnreachableError(f"model {spec.source.name!r} cannot be copied to this machine: {error}") from error
 
 
 def cache_folder() -> Path:
@@ -79,7 +80,7 @@ class _Remote:
         storage = open_storage(url)
         found = {name: f"{info['size']} {version_of(info)}" for name, info in storage.details("").items()}
         if not found:
-            raise ModelError(f"--model={url} is a folder without files; check the spelling")
+            raise ModelError(f"--model={url} has no files; check the spelling")
         folders = {"", *(_modules(storage) if "modules.json" in found else ())}
         return cls(storage, {name: version for name, version in found.items() if _is_wanted(name, folders)})
 
@@ -97,7 +98,7 @@ class _Remote:
                     self._fetch(folder)
         except OSError as error:
             raise ConfigError(
-                f"{self.storage.url} cannot be copied to {folder} ({error}); set EMBED_CACHE to a folder that takes it"
+                f"{self.storage.url} cannot be copied to {folder} ({error}); set EMBED_CACHE to a folder with room for it"
             ) from error
         return folder
 
@@ -111,14 +112,16 @@ class _Remote:
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 self.storage.download(name, temporary / name)
             if _Remote.listed(self.storage.url).versions != self.versions:
-                raise ModelError(f"the model at {self.storage.url} was changed while it was copied; run again when it is there as a whole")
+                raise ModelError(
+                    f"the model at {self.storage.url} was changed while it was being copied; run again when its upload is complete"
+                )
             temporary.replace(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _modules(storage: Storage) -> Iterator[str]:
-    """Folders that modules.json names; what is wrong with it is told by who reads the copy."""
+    """Folders that modules.json names; if it is wrong, reading the copy will tell."""
     try:
         modules = json.loads(storage.read("modules.json") or b"")
     except ValueError:

@@ -1,4 +1,4 @@
-"""What the records so far say about the rest of a run: how long it will take, who is at work, how busy the devices are.
+"""What the records so far say about the rest of a run: how long it will take, which workers are active, how busy the devices are.
 
 Times named `now` are the driver's monotonic clock. Times of a worker are only compared with others of the same worker.
 """
@@ -19,7 +19,7 @@ _PACE_RECORDS = 8
 """The pace is that of the last two minutes, and of eight records at least: a worker's units end in one instant each."""
 _BUSY_SECONDS = 30.0
 _PATIENCE = 3
-"""A worker that says nothing for so many times the longest unit, and for half a minute, does not count as seen."""
+"""A worker without a record for so many times the longest unit, and for half a minute, does not count as seen."""
 
 
 @dataclass(slots=True)

@@ -138,7 +138,7 @@ def _found_by(process: type[Probe | Calibrator], job: ProbeJob | CalibrationJob,
         ray.get(probe.is_there.remote(), timeout=_PLACE_SECONDS)
         return ray.get(probe.find.remote(), timeout=seconds)
     except GetTimeoutError as error:
-        raise EmbeddingJobError("a worker to measure with was not ready in time") from error
+        raise EmbeddingJobError("the worker that was to measure was not ready in time") from error
     except RayError as error:
         raise EmbeddingJobError(reason_in(str(error)) or type(error).__name__) from error
     finally:
@@ -171,7 +171,7 @@ def _stream(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
 
 
 class _Starting:
-    """A worker that starts in any case, and says at its first unit why it can not work: where one does not start, Ray prints a traceback.
+    """A worker that starts in any case, and says at its first unit why it cannot work: where one does not start, Ray prints a traceback.
 
     Raises:
         ModelError: the model is of no use on this machine.
@@ -194,7 +194,7 @@ class _Starting:
 
 
 class InFlight:
-    """How many units are being read or worked on, for who wants to show it: asks without waiting for the answer."""
+    """How many units are being read or worked on, for a progress view: asks without waiting for the answer."""
 
     def __init__(self) -> None:
         self._attempts: RemoteAttempts | None = None
@@ -221,7 +221,7 @@ class InFlight:
 
 
 def reason_in(text: str) -> str:
-    """What was raised, of a worker's traceback as Ray hands it on: as text, wrapped in errors of Ray's own, with hints below it."""
+    """The error itself, out of a worker's traceback as Ray passes it on: as text, wrapped in Ray's own errors, with hints below it."""
     lines = [line for line in text.splitlines() if line.strip()]
     raised = [line for line in lines if re.match(_RAISED, line)] or lines[-1:]
     ours = [line for line in raised if not line.startswith("ray.")] or raised
@@ -235,4 +235,4 @@ def _explained(error: RayError) -> EmbeddingJobError:
         return ModelError(f"the run stopped: {reason}")
     if "run the same command again" in reason:  # it says already what to do before that
         return EmbeddingJobError(f"the run stopped: {reason}")
-    return EmbeddingJobError(f"the run stopped: {reason}; when that is mended, run the same command again to go on")
+    return EmbeddingJobError(f"the run stopped: {reason}; fix that, then run the same command again to resume")

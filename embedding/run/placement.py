@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from embedding.config import JobConfig
-from embedding.errors import ConfigError
+from embedding.errors import ConfigError, count
 from embedding.model.host import available_cpus
-from embedding.run.report.wording import count
 
 READ_CPUS = 0.5
 """CPUs a read holds: mostly it waits for the store. Differs from any worker's, so that Ray Data keeps the stages apart."""
@@ -27,7 +26,7 @@ class Placement:
 
     def __str__(self) -> str:
         number = f"{self.min_workers}" if self.min_workers == self.max_workers else f"{self.min_workers} to {self.max_workers}"
-        gpus = f"{self.gpus:g} GPU and " if self.gpus else ""
+        gpus = f"{_gpus(self.gpus)} and " if self.gpus else ""
         return f"{number} on {self.device}, {gpus}{count(self.cpus, 'CPU core')} each"
 
     @property
@@ -59,13 +58,18 @@ def place_workers(config: JobConfig, nodes: Sequence[Mapping[str, float]]) -> Pl
         fitting -= 1  # a cluster full of workers could not read
     asked = config.worker_range()
     if asked is None and fitting < 1:
-        needed = f"{gpus:g} GPUs and {cpus} CPUs" if gpus else f"{cpus} CPUs (and half a one for reading)"
+        needed = f"{_gpus(gpus)} and {count(cpus, 'CPU')}" if gpus else f"{count(cpus, 'CPU')} (and half a CPU for reading)"
         raise ConfigError(
             f"no node of the cluster has {needed} for a worker; lower --gpus-per-worker or --cpus-per-worker, "
-            "or give --workers MIN:MAX where nodes join later"
+            "or use --workers MIN:MAX if nodes join later"
         )
     low, high = asked or (fitting, fitting)
     return Placement(low, high, gpus, cpus, max(0, fitting))
+
+
+def _gpus(number: float) -> str:
+    """Of a worker: half a GPU, one or several."""
+    return f"{number:g} GPU{'s' if number > 1 else ''}"
 
 
 def _fit(node: Mapping[str, float], gpus: float, cpus: int) -> int:

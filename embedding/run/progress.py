@@ -1,4 +1,4 @@
-"""How a run shows that it lives: one calm view in a terminal, a line every few seconds in a log, or nothing."""
+"""How a run shows its progress: one calm view in a terminal, a line every few seconds in a log, or nothing."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rich.text import Text
 
 from embedding.config import ProgressStyle
 from embedding.corpus import ending
+from embedding.errors import count
 from embedding.run.outlook import Outlook
 from embedding.run.placement import Placement
 from embedding.run.summary import Summary
@@ -56,7 +57,7 @@ class Watched:
 
     @property
     def percent(self) -> str:
-        """Of the rows; 100% is what is done, not what is nearly so."""
+        """Share of the rows that is done, rounded down: 100% means all of them."""
         return f"{100 * self.rows // max(1, self.total)}%"
 
     def left(self, now: float) -> str:
@@ -121,7 +122,7 @@ class _Bar:
         summary, in_flight = watched.summary, watched.in_flight()
         head = f"{summary.output} · {watched.placement}"
         if summary.units_skipped:
-            head += f" · {summary.units_skipped:,} units were done before"
+            head += f" · {count(summary.units_skipped, 'unit')} already done"
         progress = [
             f"{watched.rows:,} of {watched.total:,} rows, {watched.percent}",
             watched.pace(now) if watched.rows else "starting workers",
@@ -167,13 +168,13 @@ class _Lines:
             return
         self._next = now + _LOG_SECONDS
         log.info(
-            "%s of %s rows (%s), %s rows/s, %s, %s units failed, ETA %s, %s, %s",
+            "%s of %s rows (%s), %s rows/s, %s, %s failed, ETA %s, %s, %s",
             f"{watched.rows:,}",
             f"{watched.total:,}",
             watched.percent,
             f"{watched.summary.rows_per_second:,.0f}",
             watched.pace(now),
-            watched.summary.units_failed,
+            count(watched.summary.units_failed, "unit"),
             watched.left(now),
             watched.workers(now),
             watched.faults(),
@@ -207,7 +208,7 @@ class OtherVoices(io.StringIO):
 
 
 class _Stderr(logging.Handler):
-    """Writes to what sys.stderr is by then: while a view shows, that puts lines above it."""
+    """Writes to whatever sys.stderr is at that moment: while a view is shown, this puts lines above it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

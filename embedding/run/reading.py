@@ -17,10 +17,10 @@ _REASON_CHARS = 500
 
 
 def read_stage(batch: pa.Table, columns: Columns, attempts: Attempts, max_attempts: int) -> pa.Table:
-    """One unit in, one row of READ_SCHEMA out: its rows, or why they can not be had.
+    """One unit in, one row of READ_SCHEMA out: its rows, or why they cannot be had.
 
     Raises:
-        AccessError: the source can not be read any more.
+        AccessError: the source cannot be read any more.
     """
     text = batch.column("unit")[0].as_py()
     unit = decode_unit(text)

@@ -17,6 +17,7 @@ from embedding.corpus.reader import settle_columns
 from embedding.corpus.shards.chosen import shard_form
 from embedding.corpus.shards.form import ShardForm
 from embedding.corpus.sources import Source
+from embedding.corpus.storage import filesystem_of
 from embedding.corpus.vectors import Calibration, VectorColumns, digest
 from embedding.errors import ConfigError
 from embedding.model.batching import default_batch_tokens
@@ -50,7 +51,7 @@ def default_unit_rows(device: str) -> int:
 def _columns_of(config: JobConfig, kind: Format) -> Columns:
     """The columns that the job reads of files of that format."""
     copied = (*([config.id_column] if config.id_column else []), *config.keep_columns)
-    return Columns(config.text_column, copied, config.text_template, kind)
+    return Columns(config.text_column, copied, config.text_template, kind, id=config.id_column)
 
 
 def columns_asked(config: JobConfig) -> tuple[str, ...]:
@@ -77,7 +78,7 @@ def columns_of_output(settings: JobSettings) -> Columns:
     copied = (*([vectors["id_column"]] if vectors["id_column"] is not None else []), *vectors["keep_columns"])
     kind, types = Format(vectors.get("input_format", Format.PARQUET)), vectors.get("column_types")
     schema = None if types is None else schema_from_json(types)
-    return Columns(vectors["text_column"] or "", copied, vectors.get("text_template"), kind, schema)
+    return Columns(vectors["text_column"] or "", copied, vectors.get("text_template"), kind, schema, vectors["id_column"])
 
 
 def first_choices(config: JobConfig, model: ModelSpec, device: str) -> dict[str, int]:
@@ -88,7 +89,7 @@ def first_choices(config: JobConfig, model: ModelSpec, device: str) -> dict[str,
     """
     if config.batch_tokens != "auto" and config.batch_tokens < model.max_tokens:
         rule = f"--batch-tokens={config.batch_tokens} is below the model's max_tokens={model.max_tokens}"
-        raise ConfigError(f"{rule}; raise it or give a lower --max-tokens")
+        raise ConfigError(f"{rule}; raise it or lower --max-tokens")
     return {
         "unit_rows": default_unit_rows(device) if config.unit_rows == "auto" else config.unit_rows,
         "batch_tokens": default_batch_tokens(device, model.max_tokens) if config.batch_tokens == "auto" else config.batch_tokens,
@@ -129,7 +130,7 @@ def job_settings(
 
 
 def _how_it_is_read(columns: Columns) -> dict[str, Any]:
-    """Keys that outputs of a Parquet corpus without a template were begun without are left out there."""
+    """Keys that did not exist when the first outputs were made are left out where they do not apply: Parquet corpora, no template."""
     template = {} if columns.template is None else {"text_template": columns.template}
     kind = {} if columns.format is Format.PARQUET else {"input_format": str(columns.format)}
     types = {} if columns.schema is None else {"column_types": schema_to_json(columns.schema)}
@@ -175,11 +176,11 @@ def long_texts_of_output(settings: JobSettings) -> LongTexts:
 
 
 def _long_text_settings(config: JobConfig, model: ModelSpec) -> dict[str, Any]:
-    """Nothing where texts are truncated, so that outputs of the time before there was a choice stay what they are."""
+    """Nothing where texts are truncated, so that outputs from before this option existed keep their fingerprint."""
     long = long_texts_of(config)
     if 2 * long.overlap > model.max_tokens:
         rule = f"--chunk-overlap={long.overlap} is more than half of the model's max_tokens={model.max_tokens}"
-        raise ConfigError(f"{rule}; lower it, so that a window has something new")
+        raise ConfigError(f"{rule}; lower it, so that each window has enough new text")
     if long.cuts:
         return {"long_text": long.how, "chunk_overlap": long.overlap, "chunk_by": long.by}
     return {} if long.how == "truncate" else {"long_text": long.how}
@@ -200,7 +201,7 @@ def model_options(settings: JobSettings, output: str, model: str | None, *, trus
     vectors = settings.vectors
     place = {"model": model} if model else {key: settings.asked.get(key) for key in ("model", "revision")}
     if not place["model"]:
-        raise ConfigError(f"{output} does not remember where its model is; say --model, or --sample 0 to compare no vectors")
+        raise ConfigError(f"{output} does not record where its model is; set --model, or use --sample 0 to compare no vectors")
     return JobConfig.build(
         input=settings.input,
         output=output,
@@ -216,3 +217,21 @@ def model_options(settings: JobSettings, output: str, model: str | None, *, trus
 def installed_versions(shards: ShardForm) -> dict[str, str]:
     """Versions of what makes the vectors and the shards."""
     return {"embed-corpus": embedding.__version__, **{name: version(name) for name in (*_LIBRARIES, *shards.libraries)}}
+
+
+def require_apart(config: JobConfig) -> None:
+    """Check that the output would not be read as corpus, nor the corpus lie where shards go.
+
+    Raises:
+        ConfigError: it would.
+    """
+    target_fs, target = filesystem_of(config.output)
+    for url in config.input:
+        fs, path = filesystem_of(url)
+        if type(fs) is not type(target_fs):
+            continue
+        searched = path.partition("**")[0].rstrip("/") if "**" in path else path.rstrip("/")
+        if f"{target.rstrip('/')}/".startswith(f"{searched}/"):
+            raise ConfigError(f"--output {config.output} lies inside --input {url} and would be read as corpus; choose a folder outside it")
+        if f"{searched}/".startswith(f"{target.rstrip('/')}/data/"):
+            raise ConfigError(f"--input {url} lies where --output {config.output} puts its shards (data/); choose another --output")

@@ -15,7 +15,7 @@ from embedding.config import JobConfig
 from embedding.corpus.columns import Columns
 from embedding.corpus.output import JobSettings
 from embedding.corpus.plan import SourceLayout
-from embedding.errors import EmbeddingJobError
+from embedding.errors import EmbeddingJobError, count
 from embedding.model.batching import default_batch_tokens
 from embedding.model.measure import Measured
 from embedding.model.spec import ModelSpec
@@ -55,17 +55,17 @@ def measured(
 ) -> JobSettings:
     """The settings with what was measured for this corpus, or as they are where that fails: a run is no worse for it."""
     placement = place_workers(config, cluster.nodes())
-    waiting = "" if placement.fitting else "; the cluster has no room for one now, waiting for a node to join"
-    log.info("measuring batches and pace of a worker%s", waiting)
+    waiting = "" if placement.fitting else "; the cluster has no room for one yet, waiting for a node to join"
+    log.info("measuring the best batch size and the speed of a worker%s", waiting)
     try:
         found = run_probe(_probe_job(config, layouts, columns, model, placement), placement)
     except EmbeddingJobError as error:
-        log.warning("nothing was measured (%s); %s", error, _in_words(settings.kept))
+        log.warning("measuring failed (%s); using %s", error, _in_words(settings.kept))
         return settings
     rows = unit_rows(found, rows=_rows(config, layouts), workers=placement.max_workers)
     chosen = {"unit_rows": rows, "batch_tokens": batch_tokens(found.pace, default_batch_tokens(placement.device, model.max_tokens))}
     kept = {name: chosen[name] if getattr(config, name) == "auto" else value for name, value in settings.kept.items()}
-    log.info("measured: %s tokens/s; %s", f"{found.pace.tokens_per_second:,.0f}", _in_words(kept))
+    log.info("measured %s tokens/s; using %s", f"{found.pace.tokens_per_second:,.0f}", _in_words(kept))
     return replace(settings, kept=kept, measured=asdict(found))
 
 
@@ -108,4 +108,4 @@ def _probe_job(config: JobConfig, layouts: Sequence[SourceLayout], columns: Colu
 
 
 def _in_words(kept: dict[str, int]) -> str:
-    return f"batches of {kept['batch_tokens']:,} tokens, units of {kept['unit_rows']:,} rows"
+    return f"batches of {kept['batch_tokens']:,} tokens and units of {count(kept['unit_rows'], 'row')}"

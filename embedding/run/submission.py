@@ -1,4 +1,4 @@
-"""The job on a Ray cluster, from outside of it: submit, watch, and what it answered. For schedulers such as Airflow and Dagster.
+"""The job on a Ray cluster, from outside of it: submit it, watch it, and learn how it ended. For schedulers such as Airflow and Dagster.
 
 Imports neither torch nor the pipeline: besides this package without its dependencies, a scheduler needs ray[default], pydantic and
 cyclopts. Address and token come from where Ray's own commands take them: RAY_API_SERVER_ADDRESS, RAY_AUTH_MODE and RAY_AUTH_TOKEN.
@@ -71,7 +71,7 @@ def submit(
     key = shlex.join(arguments)
     for known in client.list_jobs():
         if known.submission_id and (known.metadata or {}).get(_KEY) == key and not known.status.is_terminal():
-            log.info("%s is at work on this already", known.submission_id)
+            log.info("%s is already running this job", known.submission_id)
             return known.submission_id
     entrypoint = shlex.join([*command, *arguments])
     return client.submit_job(entrypoint=entrypoint, runtime_env=dict(runtime_env or {}), metadata={_KEY: key})

@@ -16,13 +16,13 @@ Status: TypeAlias = Literal["complete", "nothing to do", "failed units", "planne
 
 
 CLIPPED_SHARE = 0.01
-"""Of the numbers that are stored; of rows like those of the sample it is a tenth of that."""
+"""Above this share of the stored numbers the user is warned; for rows like those of the sample it is a tenth of that."""
 
 
 @dataclass
 class Summary:
     """Counts of one run. rows_in = rows_out + rows_rejected always; rows_in + rows_skipped + rows_failed + rows_pending is the corpus,
-    but for files that could not be read (files_failed), whose rows nobody knows.
+    but for files that could not be read (files_failed), whose rows are unknown.
     """
 
     output: str
@@ -154,6 +154,6 @@ def _failure(unit: str | None, source: str, first_row: int | None, rows: int | N
 def clipped(share: str) -> str:
     """What is said where that share of the numbers is clipped, and it is too much."""
     return (
-        f"{share} of the numbers lie outside of the ranges of int8 and are clipped to their ends, so that vectors are less exact; "
-        "begin again (--restart, or another --output) with --calibration and the ranges of more rows like these"
+        f"{share} of the numbers lie outside the int8 ranges and are clipped to them, so the vectors are less exact; "
+        "start over (--restart, or another --output) with --calibration and ranges from more rows like these"
     )

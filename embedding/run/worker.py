@@ -29,7 +29,7 @@ from embedding.corpus.shard import EMBEDDING, NOT_FINITE, identified, shard_tabl
 from embedding.corpus.shards.form import ShardForm
 from embedding.corpus.shards.parquet import PARQUET
 from embedding.corpus.vectors import Calibration, VectorColumns
-from embedding.errors import AccessError, BadRowsError, EmbeddingJobError, StorageFullError
+from embedding.errors import AccessError, BadRowsError, EmbeddingJobError, StorageFullError, count
 from embedding.model.spec import TRUNCATE, LongTexts, ModelSpec
 from embedding.run.attempts import Attempts
 from embedding.run.exchange import decode_rows, decode_unit
@@ -70,7 +70,7 @@ class WorkerJob:
 
 
 class _Turns:
-    """Who may work at once: several who do not mind, or one alone."""
+    """Which threads may work at once: several that share, or one alone."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -118,7 +118,7 @@ class EmbeddingWorker:
         """One row of READ_SCHEMA in, one commit record out; never raises for a fault of the unit.
 
         Raises:
-            AccessError: the output can not be written any more.
+            AccessError: the output cannot be written any more.
             StorageFullError: it has no room left.
         """
         unit = decode_unit(batch.column("unit")[0].as_py())
@@ -148,16 +148,16 @@ class EmbeddingWorker:
                 except (AccessError, StorageFullError):  # no unit can be committed: better stop than set all of them aside
                     raise
                 except Exception as caught:  # whatever a unit does, the run goes on without it
-                    log.warning("unit %s failed in attempt %d", unit.id, attempt, exc_info=not isinstance(caught, EmbeddingJobError))
+                    log.warning("unit %s failed on attempt %d", unit.id, attempt, exc_info=not isinstance(caught, EmbeddingJobError))
                     self._attempts.fail(unit.id, reason_of(caught))  # kept there: a neighbour may end this process yet
         error = self._attempts.reason(unit.id) or "its worker process died each time"
-        return self._failed(unit, f"{error} (set aside after {self._job.max_unit_attempts} attempts)")
+        return self._failed(unit, f"{error} (set aside after {count(self._job.max_unit_attempts, 'attempt')})")
 
     def _note(self, batch_tokens: int) -> str:
         manner = self._embedder.description["batches"]
         notes = [] if manner == "packed" else [f"the model runs {manner}"]
         if batch_tokens < self._job.batch_tokens:
-            notes.append(f"batches of {self._job.batch_tokens} tokens do not fit the memory of {self._name}; it uses {batch_tokens}")
+            notes.append(f"batches of {self._job.batch_tokens} tokens do not fit in the memory of {self._name}; it uses {batch_tokens}")
         return "; ".join(notes)
 
     def _failed(self, unit: Unit, error: str) -> CommitRecord:
@@ -167,8 +167,8 @@ class EmbeddingWorker:
         """Raises BadRowsError: there are rows without a vector, and the job shall not go on without them."""
         if faults and self._job.fails_on_bad_rows:
             row = min(faults)
-            what = f"{len(faults)} rows cannot be embedded, the first is row {unit.first_row + row}: {faults[row]}"
-            raise BadRowsError(f"{what}; mend them, or say --bad-rows reject to list them and go on")
+            what = f"{count(len(faults), 'row')} cannot be embedded, the first being row {unit.first_row + row}: {faults[row]}"
+            raise BadRowsError(f"{what}; correct the source, or set --bad-rows reject to list such rows and continue")
 
     def _commit(self, unit: Unit, rows: UnitRows) -> CommitRecord:
         """read rows -> texts -> pieces -> vectors -> rows of the shard -> put; the put is the commit."""

@@ -88,15 +88,19 @@ def test_what_is_refused(tmp_path: Path) -> None:
     refused(
         ipc(table), Columns("text", ("span",), format=Format.ARROW), "column 'span' is month_day_nano_interval, which Parquet shards cannot"
     )
-    refused(ipc(table), Columns("txt", format=Format.ARROW), "has no column 'txt'; did you mean 'text'?")
+    refused(
+        ipc(table),
+        Columns("txt", format=Format.ARROW),
+        "has no column 'txt'; set --text-column to one of its columns (did you mean 'text'?)",
+    )
     refused(
         ipc(pa.table({"text": pa.nulls(2**28)}), rows=2**28),
         TEXT,
-        "a.arrow is no readable Arrow file: it is said to have 268435456 rows in",
+        "a.arrow is not a readable Arrow file: it claims to have 268435456 rows in",
         SourceError,
     )
-    refused(b"FEA1 of old", TEXT, "a.arrow is no readable Arrow file: ", SourceError)
-    refused(b"", TEXT, "a.arrow is no readable Arrow file: ", SourceError)
+    refused(b"FEA1 of old", TEXT, "a.arrow is not a readable Arrow file: ", SourceError)
+    refused(b"", TEXT, "a.arrow is not a readable Arrow file: ", SourceError)
 
 
 def test_text_that_is_no_utf8_is_a_fault_of_its_row(tmp_path: Path) -> None:

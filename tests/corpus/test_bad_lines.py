@@ -24,9 +24,9 @@ from embedding.errors import CorpusError
 from tests.corpus.reading import put_source, read_corpus, table_bytes, whole
 
 SCHEMA = pa.schema({"id": pa.int64(), "text": pa.string()})
-NO_OBJECT = "the line is no JSON object"
-NO_NUMBER = "column 'id' is not int64 as at the beginning of the corpus"
-NO_STRING = "column 'text' is not string as at the beginning of the corpus"
+NO_OBJECT = "the line is not a JSON object"
+NO_NUMBER = "column 'id' is not int64, its type at the beginning of the corpus"
+NO_STRING = "column 'text' is not string, its type at the beginning of the corpus"
 
 
 def read_file(folder: Path, name: str, data: bytes, columns: Columns) -> list[UnitRows]:
@@ -67,11 +67,11 @@ def test_a_bad_line_is_a_row_with_a_reason(line: bytes, reason: str, number: str
 @pytest.mark.parametrize(
     ("name", "record", "reason"),
     [
-        ("a.csv", b"2,b,c", "the row has 3 values, the header 2"),
-        ("a.csv", b"2", "the row has 1 value, the header 2"),
-        ("a.csv", b'2,"b, ""and""\nmore",c', "the row has 3 values, the header 2"),
-        ("a.csv", b'"2,b"', "the row has 1 value, the header 2"),
-        ("a.tsv", b"2,b", "the row has 1 value, the header 2"),
+        ("a.csv", b"2,b,c", "the row has 3 values, but the header has 2"),
+        ("a.csv", b"2", "the row has 1 value, but the header has 2"),
+        ("a.csv", b'2,"b, ""and""\nmore",c', "the row has 3 values, but the header has 2"),
+        ("a.csv", b'"2,b"', "the row has 1 value, but the header has 2"),
+        ("a.tsv", b"2,b", "the row has 1 value, but the header has 2"),
         ("a.csv", b"2,b\xff", "text is not valid UTF-8"),
         ("a.csv", b"2\xff,b", "column 'id' is not valid UTF-8"),
         ("a.csv", b"2\xff,", "text is null"),
@@ -125,8 +125,8 @@ def test_a_bad_value_of_any_kept_column_rejects_its_row(tmp_path: Path) -> None:
     kinds = {"id": pa.int64(), "doc": pa.struct({"n": pa.int64(), "tags": pa.list_(pa.string())}), "score": pa.float64()}
     columns = Columns("text", tuple(kinds), None, Format.JSONL, pa.schema({**kinds, "text": pa.string()}))
     read = read_unit(whole(source, 6), columns)
-    no_doc = "column 'doc' is not struct<n: int64, tags: list<item: string>> as at the beginning of the corpus"
-    assert row_faults(read) == {1: no_doc, 2: "column 'score' is not double as at the beginning of the corpus", 3: no_doc}
+    no_doc = "column 'doc' is not struct<n: int64, tags: list<item: string>>, its type at the beginning of the corpus"
+    assert row_faults(read) == {1: no_doc, 2: "column 'score' is not double, its type at the beginning of the corpus", 3: no_doc}
     good = [{key: row[key] for key in kinds} for row in rows]
     expected = [good[0], good[1] | {"doc": None}, good[2] | {"score": None}, good[3] | {"doc": None}, good[4], good[5]]
     assert read.copied.to_pylist() == expected
@@ -140,7 +140,7 @@ def test_a_bad_line_at_the_beginning_refuses_no_file(tmp_path: Path) -> None:
     [read] = read_file(tmp_path, "a.jsonl", data, columns)
     assert row_faults(read) == {0: NO_OBJECT, 1: NO_OBJECT, 3: NO_OBJECT, 4: NO_STRING}
     [read] = read_file(tmp_path, "a.csv", b"id,text\n1\n2,b\n", replace(columns, format=Format.CSV, schema=None))
-    assert row_faults(read) == {0: "the row has 1 value, the header 2"}
+    assert row_faults(read) == {0: "the row has 1 value, but the header has 2"}
 
 
 NEARLY = [{"id": 1, "doc": {"n": 1, "m": "x"}, "text": "a"}] * 9
@@ -166,7 +166,7 @@ def test_a_few_values_of_another_type_decide_nothing(rows: list[dict[str, Any]],
     assert row_faults(read).keys() == (odd if pa.float64() not in kinds.values() else set())
     many = put_source(str(tmp_path), "\n".join(map(json.dumps, [*rows, *[rows[row] for row in odd] * 9])).encode(), "many.jsonl")
     if odd == row_faults(read).keys():
-        with pytest.raises(CorpusError, match="has values that are of no one type; mend them, or leave it out"):
+        with pytest.raises(CorpusError, match="has values of different types; give them one type, or leave it out of --keep-columns"):
             settle_columns([many], asked, None)
 
 

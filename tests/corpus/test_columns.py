@@ -62,11 +62,11 @@ def test_text_that_is_no_utf8_is_a_fault_of_its_row() -> None:
 @pytest.mark.parametrize(
     ("template", "sentence"),
     [
-        ("{title", "is refused: expected '}' before end of string; write {{ and }} for braces that are text"),
-        ("title}", "is refused: Single '}' encountered in format string; write {{ and }}"),
-        ("{}", "is refused: {} names no column; write {column}"),
-        ("{year:>4}", "is refused: {year} has a format or conversion; write {year} alone"),
-        ("{title!r}", "is refused: {title} has a format or conversion"),
+        ("{title", "is invalid: expected '}' before end of string; write {{ and }} for literal braces"),
+        ("title}", "is invalid: Single '}' encountered in format string; write {{ and }}"),
+        ("{}", "is invalid: {} names no column; write the name of a column"),
+        ("{year:>4}", "is invalid: {year} has a format or conversion; write only {year}"),
+        ("{title!r}", "is invalid: {title} has a format or conversion"),
         ("title {{title}}", "names no column, so all texts would be the same"),
     ],
 )
@@ -78,9 +78,9 @@ def test_wrong_templates_are_refused(template: str, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("template", "sentence"),
     [
-        ("{titel} {doc.body}", "has no column 'titel'; did you mean 'title'? columns are title, doc, doc.body, year"),
-        ("{title} {doc.boddy}", "has no column 'doc.boddy'; did you mean 'doc.body'?"),
-        ("{title} {year}", "column 'year' is int64, not string; string columns are title, doc.body"),
+        ("{titel} {doc.body}", "'titel'; use only its columns in --text-template (did you mean 'title'?): title, doc, doc.body, year"),
+        ("{title} {doc.boddy}", "has no column 'doc.boddy'; use only its columns in --text-template (did you mean 'doc.body'?)"),
+        ("{title} {year}", "column 'year' is int64, not string; use only its string columns in --text-template: title, doc.body"),
     ],
 )
 def test_columns_that_are_not_there_or_no_text_are_told(template: str, sentence: str, tmp_path: Path) -> None:

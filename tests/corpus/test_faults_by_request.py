@@ -75,7 +75,7 @@ def test_a_fault_that_passes_is_not_seen(kind: str, fault: str, impatient: Stora
 @pytest.mark.parametrize("kind", CALLS)
 def test_tries_are_bounded_and_do_not_multiply(kind: str, fault: str, storage: Storage, proxy: FaultyProxy) -> None:
     proxy.kinds, proxy.always = frozenset({kind}), fault
-    with pytest.raises(StorageError, match=r"; run the same command again to go on$"):
+    with pytest.raises(StorageError, match=r"; run the same command again to resume$"):
         CALLS[kind](storage)
     # aiohttp sends once more what meets a connection that was closed meanwhile
     method = kind if kind == "PUT" else "GET"
@@ -108,7 +108,9 @@ def test_a_store_is_tried_for_as_long_as_patience_lasts(monkeypatch: pytest.Monk
 
 def test_patience_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMBED_STORE_SECONDS", "long")
-    with pytest.raises(ConfigError, match="EMBED_STORE_SECONDS=long is no number of seconds; unset it, or say one such as 60"):
+    with pytest.raises(
+        ConfigError, match="EMBED_STORE_SECONDS=long is not a number of seconds; unset it, or set it to a number such as 60"
+    ):
         with_retries(lambda: None)
 
 
@@ -140,7 +142,7 @@ def asked_to_end() -> Iterator[None]:
 @pytest.mark.usefixtures("asked_to_end")
 def test_a_process_that_ends_waits_for_no_store() -> None:
     never = threading.Event()
-    with pytest.raises(TimeoutError, match="no answer before this process has to end"):
+    with pytest.raises(TimeoutError, match="no answer before this process had to end"):
         with_retries(never.wait)
     assert with_retries(lambda: "at once") == "at once"
 

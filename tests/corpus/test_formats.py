@@ -66,13 +66,14 @@ def test_named_files_are_taken_whatever_they_are_called(tmp_path: Path) -> None:
 
 
 def test_several_formats_are_refused_with_both_and_the_remedy(tmp_path: Path) -> None:
-    sentence = (
-        r"CSV and JSON Lines files \(.*/b\.csv, .*/a\.jsonl\); a run reads one format: say --input-format csv or jsonl, or name files"
-    )
+    files = r"CSV and JSON Lines files \(.*/b\.csv, .*/a\.jsonl\)"
+    sentence = f"{files}, but a run reads one format; set --input-format to csv or jsonl, or select files"
     with pytest.raises(CorpusError, match=sentence):
         listed(tmp_path, "a.jsonl b.csv")
     (tmp_path / "sub").mkdir()
     with pytest.raises(CorpusError, match=r"--input .*/sub matches no CSV file \(\.csv\); check the path$"):
         listed(tmp_path, "sub/x.md", "sub", asked="csv")
-    with pytest.raises(CorpusError, match=r"--input .*/other matches no Parquet file \(.*\); check the path, or say --input-format csv$"):
+    with pytest.raises(
+        CorpusError, match=r"--input .*/other matches no Parquet file \(.*\); check the path, or set --input-format to csv$"
+    ):
         listed(tmp_path, "sub/a.parquet other/b.csv", "sub", "other")

@@ -52,7 +52,7 @@ def test_an_iceberg_table_is_what_pyiceberg_reads(catalog: SqlCatalog, caplog: p
     assert ids_read(place) == ids_read(f"{place}/") == ids_read(place, ()) == expected
     metadata = table.metadata_location.rpartition("/")[2]
     assert listing.versions == {place: f"Iceberg snapshot {table.metadata.current_snapshot_id} of metadata/{metadata}"}
-    assert f"{place} is read at Iceberg snapshot" in caplog.text
+    assert f"reading {place} at Iceberg snapshot" in caplog.text
 
 
 def test_an_iceberg_table_on_s3(s3: S3Server) -> None:
@@ -73,7 +73,7 @@ def test_an_earlier_version_of_an_iceberg_table_is_named_by_its_metadata(catalog
     assert (ids_read(first), ids_read(place_of(table))) == ([*range(10)], [*range(10, 20)])
     orphan = Path(place_of(table), "metadata", table.metadata_location.rpartition("/")[2][:6] + "beside-it.metadata.json")
     shutil.copy(first.removeprefix("file://"), orphan)  # as a writer leaves it that lost a race
-    with pytest.raises(CorpusError, match=r"two newest versions \(.*beside-it.*\), of which only its catalog .*; name that metadata file"):
+    with pytest.raises(CorpusError, match=r"two newest versions \(.*beside-it.*\), and only its catalog .*; name the right metadata file"):
         list_inputs([place_of(table)])
     assert ids_read(table.metadata_location) == [*range(10, 20)]
 
@@ -99,9 +99,10 @@ def test_columns_of_an_iceberg_table_keep_their_names(catalog: SqlCatalog) -> No
     with table.update_schema() as update:
         update.add_column("text", LongType())
     for needed, name in (((), "older"), (("text",), "text"), (("older",), "older"), (("other",), "other")):
-        with pytest.raises(CorpusError, match=rf"columns that were renamed or retyped \('{name}' is one\), which are not read"):
+        with pytest.raises(CorpusError, match=rf"with renamed or retyped columns, such as '{name}', which this job cannot read"):
             list_inputs([place_of(table)], needed=needed)
-    with pytest.raises(CorpusError, match="has no column 'nothing'; columns are id, older, other, text"):
+    remedy = "name only its columns in --text-column and the like: id, older, other, text$"
+    with pytest.raises(CorpusError, match=f"has no column 'nothing'; {remedy}"):
         list_inputs([place_of(table)], needed=("nothing",))
     list_inputs([place_of(table)], needed=("id",))
 
@@ -109,7 +110,7 @@ def test_columns_of_an_iceberg_table_keep_their_names(catalog: SqlCatalog) -> No
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (DataFileContent.POSITION_DELETES, "that has delete files, which are not read; compact it"),
+        (DataFileContent.POSITION_DELETES, "is an Iceberg table with delete files, which this job cannot read; compact it"),
         (DataFileContent.EQUALITY_DELETES, "equality deletes"),
     ],
 )
@@ -127,7 +128,7 @@ def test_an_iceberg_table_with_delete_files_is_refused(content: DataFileContent,
 def test_an_iceberg_table_that_was_moved_is_refused(catalog: SqlCatalog, tmp_path: Path) -> None:
     table = iceberg_of(catalog)
     moved = shutil.copytree(place_of(table), tmp_path / "moved")
-    with pytest.raises(CorpusError, match=rf"--input {moved} names {place_of(table)}/\S+, which lies outside its folder"):
+    with pytest.raises(CorpusError, match=rf"--input {moved} lists {place_of(table)}/\S+, which lies outside its folder"):
         list_inputs([str(moved)])
 
 
@@ -152,7 +153,7 @@ def test_a_damaged_iceberg_table_is_one_sentence(catalog: SqlCatalog) -> None:
     whole = newest.read_bytes()
     for data in (b"", b"{}", b"[]", whole[:-100], whole.replace(b'"current-snapshot-id":', b'"current-snapshot-id":"x')):
         newest.write_bytes(data)
-        with pytest.raises(CorpusError, match=rf"^--input {place_of(table)} is no readable table of Iceberg: .+") as refused:
+        with pytest.raises(CorpusError, match=rf"^--input {place_of(table)} is not a readable Iceberg table: .+") as refused:
             list_inputs([place_of(table)])
         assert "\n" not in str(refused.value)
 
@@ -160,5 +161,5 @@ def test_a_damaged_iceberg_table_is_one_sentence(catalog: SqlCatalog) -> None:
 def test_the_library_that_is_missing_is_named(catalog: SqlCatalog, monkeypatch: pytest.MonkeyPatch) -> None:
     table = place_of(iceberg_of(catalog))
     forget_library("pyiceberg", monkeypatch)
-    with pytest.raises(ConfigError, match=r"and pyiceberg, which reads it, is not installed; pip install 'embed-corpus\[iceberg\]'$"):
+    with pytest.raises(ConfigError, match=r"but pyiceberg, which reads it, is not installed; run pip install 'embed-corpus\[iceberg\]'$"):
         list_inputs([table])

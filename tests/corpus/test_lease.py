@@ -135,7 +135,7 @@ def test_a_killed_holder_is_replaced_at_once(storage: Storage, reaped: bool, tmp
         with Lease.acquire(storage, "mine", LONG):
             assert document(storage)["run"] == "mine"
     assert "run held on " in caplog.text
-    assert "died holding the output; this run takes over" in caplog.text
+    assert "died while it held the output; this run takes over" in caplog.text
 
 
 def test_a_stopped_holder_is_replaced_and_notices_when_it_wakes(storage: Storage, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_an_output_given_back_while_somebody_waits_is_taken(storage: Storage, en
         else:
             storage.delete([NAME])
         taker.result().release()
-    assert "died holding" not in caplog.text
+    assert "died while it held" not in caplog.text
 
 
 def test_a_process_number_used_again_is_not_the_holder(storage: Storage) -> None:
@@ -254,7 +254,7 @@ def test_a_lost_lease_stays_lost_and_is_left_alone(storage: Storage, theft: str)
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"{}", b'{"owner": "them", "of_a_later_version": 1}'])
 def test_a_damaged_lease_is_named(storage: Storage, damage: bytes) -> None:
     storage.put(NAME, damage)
-    with pytest.raises(ConfigError, match=r"/_control/lease\.json is damaged \(.*\); if no run is at work on this output, delete it$"):
+    with pytest.raises(ConfigError, match=r"/_control/lease\.json is damaged \(.*\); delete it if no run is using this output$"):
         Lease.acquire(storage, "mine", LONG)
     assert storage.read(NAME) == damage
 
@@ -281,7 +281,7 @@ def test_a_store_that_fails_at_the_end_does_not_fail_the_run(s3: S3Server, proxy
     storage = open_storage(s3.folder())
     with Lease.acquire(storage, "mine", LONG):
         proxy.faults.extend(["internal error"] * 100)
-    assert "could not release the lease, the next run will wait 3600 s: " in caplog.text
+    assert "could not release the lease, so the next run will wait 3600 s: " in caplog.text
 
 
 @pytest.mark.usefixtures("no_waiting")
@@ -316,4 +316,4 @@ def test_a_store_that_ignores_conditions_is_told(s3: S3Server, proxy: FaultyProx
     storage = open_storage(s3.folder())
     proxy.faults.extend(["", "claim success"])
     Lease.acquire(storage, "mine", LONG).release()
-    assert f"{storage.url} ignores conditional puts: two runs on it at once would not be noticed" in caplog.text
+    assert f"{storage.url} ignores conditional puts, so two runs at once would not notice each other" in caplog.text

@@ -84,7 +84,7 @@ def test_a_segment_that_can_not_be_read_is_left_out(storage: Storage, damage: by
     storage.put(f"{FOLDER}/run-2-000000.parquet", damage)
     with caplog.at_level(logging.WARNING):
         assert records_in(storage) == {unit(0).id: record(0)}
-    assert f"{FOLDER}/run-2-000000.parquet is left out of the ledger" in caplog.text
+    assert f"{FOLDER}/run-2-000000.parquet cannot be read and is left out of the ledger" in caplog.text
 
 
 @pytest.mark.parametrize("later", [["clipped"], ["chunks", "clipped"]])

@@ -122,8 +122,8 @@ def test_lengths_that_steps_leave_open() -> None:
             {"embedding": [[0, 0, 0], [1, 1, 1]], "embedding_2": [[0], [1]]},
             r"its ranges for embedding_2 have the shape \(2, 1\), not \(2, 2\)",
         ),
-        ({"embedding": [[0, 0, 0], [1, np.nan, 1]], "embedding_2": [[0, 0], [1, 1]]}, "hold a number that is not finite"),
-        ({"embedding": [[0, 0, 0], [1, 1, 1]], "embedding_2": [[0, -3e38], [1, 3e38]]}, "not finite, or too large"),
+        ({"embedding": [[0, 0, 0], [1, np.nan, 1]], "embedding_2": [[0, 0], [1, 1]]}, "contain a number that is not finite"),
+        ({"embedding": [[0, 0, 0], [1, 1, 1]], "embedding_2": [[0, -3e38], [1, 3e38]]}, "not finite or too large"),
         ({"embedding": [[0, 2, 0], [1, 1, 1]], "embedding_2": [[0, 0], [1, 1]]}, "the range of dimension 1 of embedding is 2 to 1"),
     ],
 )

@@ -95,8 +95,8 @@ def test_settings_that_shape_vectors_are_refused_naming_each_old_and_new(output:
     with pytest.raises(SettingsChangedError) as refused:
         output.begin(other)
     assert str(refused.value) == (
-        f"{output.url} was begun with other settings (dims: null -> 64; max_tokens: 256 -> 128; "
-        'prompt: null -> "query: "); use those, choose another --output, or --restart'
+        f"{output.url} was started with other settings (dims: null -> 64; max_tokens: 256 -> 128; "
+        'prompt: null -> "query: "); use those, choose another --output, or start over with --restart'
     )
     assert output.settings() == SETTINGS
 
@@ -114,7 +114,7 @@ def test_a_long_setting_is_shortened(output: Output) -> None:
 def test_damaged_settings_are_named(output: Output, damage: bytes) -> None:
     output.storage.put("_control/job.json", damage)
     for call in (output.settings, lambda: output.begin(SETTINGS)):
-        with pytest.raises(ConfigError, match=r"/_control/job\.json is damaged \(.*\); --restart begins anew$"):
+        with pytest.raises(ConfigError, match=r"/_control/job\.json is damaged \(.*\); start over with --restart$"):
             call()
 
 
@@ -212,7 +212,7 @@ def test_a_lost_shard_keeps_the_output_incomplete(output: Output) -> None:
     stale = unit(5)
     ledger(output, commit(output, unit(0)), commit(output, unit(1)), commit(output, stale))
     output.storage.delete([unit(1).shard])
-    with pytest.raises(StorageError, match=rf"lost 1 shards, {unit(1).shard} first; run the same command again to make them anew$"):
+    with pytest.raises(StorageError, match=rf"lost 1 shard, first {unit(1).shard}; run the same command again to write them again$"):
         output.complete([unit(0), unit(1)], output.shards(), ours)
     assert not output.is_complete()
     assert stale.shard in output.shards()  # nothing goes before its replacement is there
@@ -259,7 +259,7 @@ def test_whether_a_unit_is_committed(output: Output) -> None:
 @pytest.mark.parametrize("damage", [b"", b"garbage that is no Parquet", parquet_bytes(pa.table({"id": [1]}))])
 def test_a_damaged_shard_is_named(output: Output, damage: bytes) -> None:
     output.storage.put(unit(0).shard, damage)
-    with pytest.raises(StorageError, match=rf"{unit(0).shard} is no whole shard; delete it and run the same command again$"):
+    with pytest.raises(StorageError, match=rf"{unit(0).shard} is not a complete shard; delete it and run the same command again$"):
         output.complete([unit(0)], output.shards(), ours)
     assert not output.is_complete()
 

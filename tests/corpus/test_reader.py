@@ -124,15 +124,30 @@ def test_dotted_columns(column: str, texts: list[str | None], tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("columns", "sentence"),
     [
-        (Columns("txet"), "has no column 'txet'; did you mean 'text'? columns are text, number, raw, doc, doc.body, doc.body.text"),
-        (Columns("doc.boddy.text"), "has no column 'doc.boddy.text'; did you mean 'doc.body.text'? columns are "),
+        (
+            Columns("txet"),
+            "has no column 'txet'; set --text-column to one of its columns (did you mean 'text'?): "
+            "text, number, raw, doc, doc.body, doc.body.text",
+        ),
+        (Columns("text", ("txet",), id="txet"), "has no column 'txet'; set --id-column to one of its columns (did you mean 'text'?): "),
+        (Columns("", (), "{txet}"), "has no column 'txet'; use only its columns in --text-template (did you mean 'text'?): "),
+        (
+            Columns("doc.boddy.text"),
+            "has no column 'doc.boddy.text'; set --text-column to one of its columns (did you mean 'doc.body.text'?): ",
+        ),
         (Columns("doc.text"), "has no column 'doc.text'; "),
-        (Columns("text", ("number,raw",)), "has no column 'number,raw'; blanks part names, not commas; columns are "),
-        (Columns("text.body"), "has no column 'text.body'; did you mean 'text'? "),
-        (Columns("text", ("identity",)), "has no column 'identity'; columns are "),
-        (Columns("number"), ": column 'number' is int64, not string; string columns are text, doc.body.text"),
-        (Columns("raw"), ": column 'raw' is binary, not string; string columns are text, doc.body.text"),
-        (Columns("doc"), ": column 'doc' is struct<body: struct<text: string>>, not string; string columns are "),
+        (
+            Columns("text", ("number,raw",)),
+            "has no column 'number,raw'; use only its columns in --keep-columns, separated by spaces, not commas: text, number, raw, ",
+        ),
+        (Columns("text.body"), "has no column 'text.body'; set --text-column to one of its columns (did you mean 'text'?): "),
+        (Columns("text", ("identity",)), "has no column 'identity'; use only its columns in --keep-columns: text, number, raw, "),
+        (Columns("number"), ": column 'number' is int64, not string; set --text-column to one of its string columns: text, doc.body.text"),
+        (Columns("raw"), ": column 'raw' is binary, not string; set --text-column to one of its string columns: text, doc.body.text"),
+        (
+            Columns("doc"),
+            ": column 'doc' is struct<body: struct<text: string>>, not string; set --text-column to one of its string columns: ",
+        ),
     ],
 )
 def test_wrong_columns_are_told_in_one_sentence(columns: Columns, sentence: str, tmp_path: Path) -> None:
@@ -147,13 +162,13 @@ def test_wrong_columns_are_told_in_one_sentence(columns: Columns, sentence: str,
 def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), pa.array([1])], names=["text", "text", "id"])
     source = put_source(str(tmp_path), table_bytes(twice))
-    with pytest.raises(CorpusError, match=r"has several columns 'text'; rename one of them$"):
+    with pytest.raises(CorpusError, match=r"has several columns named 'text'; rename all but one of them$"):
         read_layout(source, TEXT)
 
 
 def test_a_file_without_any_text_says_so(tmp_path: Path) -> None:
     source = put_source(str(tmp_path), table_bytes(pa.table({"text": [1]})))
-    with pytest.raises(CorpusError, match=r"not string; the file has no string column$"):
+    with pytest.raises(CorpusError, match=r"not string; the file has no string column for --text-column$"):
         read_layout(source, TEXT)
 
 

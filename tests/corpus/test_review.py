@@ -111,7 +111,7 @@ def test_shards_that_can_not_be_read_are_named(tmp_path: Path) -> None:
     assert [reason.partition(":")[0] for reason in found.unread] == made.shards[:2]
     assert set(found.columns["source"]) == {"file:///corpus/part-2.parquet"}
     late = sample_shards(made.output.storage, [made.shards[2]] * 2, rows=6, seed="s", until=LATE)
-    assert (late.shards, late.unread) == (1, [f"{made.shards[2]}: no time was left for it"])
+    assert (late.shards, late.unread) == (1, [f"{made.shards[2]}: there was no time left to read it"])
 
 
 def test_repeated_vectors_count_beyond_repeated_tokens(tmp_path: Path) -> None:

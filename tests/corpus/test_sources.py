@@ -1,4 +1,4 @@
-"""What an input names is found, each file once; what is no corpus is left out, and what can not be read is not."""
+"""What an input names is found, each file once; what is no corpus is left out, and what cannot be read is not."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_missing_input_is_named(corpus: str, missing: str) -> None:
     [
         ("*.nothing", "no file; check the path"),
         ("nowhere/*.parquet", "no file; check the path"),
-        ("others", r"no Parquet file \(\.parquet, \.parq, \.pq\); check the path, or say --input-format csv"),
+        ("others", r"no Parquet file \(\.parquet, \.parq, \.pq\); check the path, or set --input-format to csv"),
     ],
 )
 def test_an_input_that_matches_nothing_is_named(corpus: str, nothing: str, sentence: str) -> None:

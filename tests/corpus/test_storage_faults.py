@@ -102,7 +102,7 @@ def test_half_a_body_is_no_body(storage: Storage, proxy: FaultyProxy) -> None:
 def test_a_fault_that_stays_is_told_when_the_tries_are_spent(storage: Storage, proxy: FaultyProxy) -> None:
     proxy.faults.extend(["internal error"] * 100)
     said = expect_refusal(StorageError, f"writing {storage.url}/a failed: ", CALLS["put"], storage)
-    assert said.endswith("; run the same command again to go on")
+    assert said.endswith("; run the same command again to resume")
     assert 4 <= len(proxy.requests) < 100
 
 
@@ -158,7 +158,7 @@ def test_a_source_whose_store_fails_is_not_called_damaged(s3: S3Server, proxy: F
     source = put_source(s3.folder(), plain(rows=20, files=1).files["part-0.parquet"])
     proxy.faults.extend([""] * 4 + ["internal error"] * 200)
     for read in (lambda: read_unit(whole(source, 20), Columns("text")), lambda: read_layout(source, Columns("text"))):
-        with pytest.raises(StorageError, match=rf"ing {source.uri} failed: .*; run the same command again to go on$"):
+        with pytest.raises(StorageError, match=rf"ing {source.uri} failed: .*; run the same command again to resume$"):
             read()
 
 
@@ -220,7 +220,7 @@ def test_a_folder_that_may_not_be_written(call: str) -> None:
         expect_refusal(AccessError, f"writing {folder}/new/out is not allowed: ", lambda storage: storage.require_writable("probe"), look)
         Path(folder).chmod(0o755)
         look.require_writable("probe")
-        with pytest.raises(ConfigError, match=r"/a failed: .*/a is no folder; check the path"):
+        with pytest.raises(ConfigError, match=r"/a failed: .*/a is not a folder; check the path"):
             open_storage(f"{folder}/a").require_writable("probe")
         assert [path.name for path in Path(folder).iterdir()] == ["a"]
 

@@ -50,7 +50,7 @@ def test_a_delta_table_is_what_deltalake_reads(delta: Path, storage_root: str, c
         listing = list_inputs([url], needed=NEEDED)
     assert ids_read(url) == ids_read(f"{url}/") == expected
     assert listing.versions == {url: f"Delta Lake version {table.version()}"}
-    assert f"{url} is read at Delta Lake version {table.version()}, which has 2 files" in caplog.text
+    assert f"reading {url} at Delta Lake version {table.version()}, which has 2 files" in caplog.text
 
 
 def test_a_delta_log_that_was_cleaned_up_is_enough(delta: Path) -> None:
@@ -74,10 +74,10 @@ def test_partitions_of_a_delta_table(tmp_path: Path, monkeypatch: pytest.MonkeyP
         write_deltalake(folder, rows(5 * number, 5 * number + 5, part=pa.array(values)), partition_by=["part"], mode="append")
     DeltaTable(folder).delete("part = 'f'")
     assert ids_read(folder) == [0, 1, 2, 3, 5, 6, 7, 8]
-    with pytest.raises(CorpusError, match=r"is partitioned by 'part', which its files do not hold; leave the column out"):
+    with pytest.raises(CorpusError, match=r"is partitioned by 'part', which its files do not contain; leave that column out"):
         list_inputs([folder], needed=("text", "part"))
     for inside in (f"{folder}/part=f", f"{folder}/part=*", f"{folder}/*/*.parquet", f"{folder}/**/*.parquet"):
-        with pytest.raises(CorpusError, match=rf"lies in the Delta Lake table {folder}, .*; name the table: --input {folder}$"):
+        with pytest.raises(CorpusError, match=rf"lies in the Delta Lake table {folder}, .*; name the table itself: --input {folder}$"):
             list_inputs([inside])
 
 
@@ -110,17 +110,28 @@ def with_file(path: str) -> Callable[[dict[str, Any]], None]:
     return edit
 
 
+UNREAD = "which this job cannot read;"
+
+
 @pytest.mark.parametrize(
     ("configuration", "edit", "said"),
     [
-        ({"delta.enableDeletionVectors": "true"}, with_deletion_vector, "that has deletion vectors, which are not read; purge them"),
-        ({"delta.columnMapping.mode": "name"}, None, "that has mapped columns, whose names in its files are others, which are not read"),
-        ({}, with_a_feature, "that has the features typeWidening, which are not read; write its rows as plain Parquet and name that"),
-        ({}, with_file("s3://bucket/shared.parquet"), "names .*/shared.parquet, which is missing, as where it is another table's"),
-        ({}, with_file("/etc/passwd"), "names .*/delta/etc/passwd, which is missing"),
-        ({}, with_file("../secret.parquet"), "names .*secret.parquet, which is missing"),
-        ({}, with_file("gone.parquet"), r"gone\.parquet, which is missing"),
-        ({}, dict.clear, "is no readable table of Delta Lake: "),
+        (
+            {"delta.enableDeletionVectors": "true"},
+            with_deletion_vector,
+            f"is a Delta Lake table with deletion vectors, {UNREAD} purge them",
+        ),
+        ({"delta.columnMapping.mode": "name"}, None, f"with mapped columns, whose names are different in its files, {UNREAD}"),
+        ({}, with_a_feature, f"with the features typeWidening, {UNREAD} write its rows to plain Parquet files and name those"),
+        (
+            {},
+            with_file("s3://bucket/shared.parquet"),
+            "lists .*/shared.parquet, which does not exist, perhaps because it belongs to another table",
+        ),
+        ({}, with_file("/etc/passwd"), "lists .*/delta/etc/passwd, which does not exist"),
+        ({}, with_file("../secret.parquet"), "lists .*secret.parquet, which does not exist"),
+        ({}, with_file("gone.parquet"), r"gone\.parquet, which does not exist"),
+        ({}, dict.clear, "is not a readable Delta Lake table: "),
     ],
 )
 def test_a_delta_table_that_is_more_than_its_files_is_refused(
@@ -149,13 +160,13 @@ def test_other_tables_are_refused(mark: str, kind: str, storage_root: str) -> No
     storage = open_storage(f"{storage_root}/table")
     for name in (mark, "part-0.parquet", "date=1/part-0.parquet", "data/x.lance"):
         storage.put(name, b"content")
-    with pytest.raises(CorpusError, match=rf"/table is a table of {kind}, which is not read; write its rows as plain "):
+    with pytest.raises(CorpusError, match=rf"/table is a {kind} table, which this job cannot read; write its rows to plain "):
         list_inputs([f"{storage_root}/table"])
     for inside in ("table/*.parquet", "table/date=1", "table/data/*", "table/*/*.parquet"):
-        with pytest.raises(CorpusError, match=rf"lies in the {kind} table {storage_root}/table, and files alone do not say"):
+        with pytest.raises(CorpusError, match=rf"lies in the {kind} table {storage_root}/table, whose files alone do not tell"):
             list_inputs([f"{storage_root}/{inside}"])
     for above in ("", "/*"):
-        with pytest.raises(CorpusError, match=rf"{storage_root}\S* (holds the {kind} table|is a table of {kind})"):
+        with pytest.raises(CorpusError, match=rf"{storage_root}\S* (contains the {kind} table|is a {kind} table)"):
             list_inputs([f"{storage_root}{above}"])
     [named] = list_inputs([f"{storage_root}/table/part-0.parquet"]).sources  # who names one wants it
     assert named.path == "part-0.parquet"
@@ -164,13 +175,13 @@ def test_other_tables_are_refused(mark: str, kind: str, storage_root: str) -> No
 def test_tables_are_named_by_themselves_or_by_a_glob(delta: Path, tmp_path: Path) -> None:
     write_deltalake(tmp_path / "delta2", rows(300, 303))
     assert ids_read(f"{tmp_path}/delta*") == sorted(ids_read(str(delta)) + ids_read(str(tmp_path / "delta2")))
-    with pytest.raises(CorpusError, match=rf"--input {tmp_path} holds the Delta Lake table {delta}, .*: --input {delta}$"):
+    with pytest.raises(CorpusError, match=rf"--input {tmp_path} contains the Delta Lake table {delta}, .*: --input {delta}$"):
         list_inputs([str(tmp_path)])
 
 
 def test_the_library_that_is_missing_is_named(delta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forget_library("deltalake", monkeypatch)
-    with pytest.raises(ConfigError, match=r"and deltalake, which reads it, is not installed; pip install 'embed-corpus\[delta\]'$"):
+    with pytest.raises(ConfigError, match=r"but deltalake, which reads it, is not installed; run pip install 'embed-corpus\[delta\]'$"):
         list_inputs([str(delta)])
 
 

@@ -173,18 +173,18 @@ def test_text_that_is_no_utf8_is_a_fault_of_its_row(name: str, data: bytes, tmp_
 
 
 DAMAGED: list[tuple[str, bytes, str]] = [
-    ("a.jsonl", b'[\n  {"text": "a"},\n  {"text": "b"}\n]', "FILE is no readable JSON Lines file: it is one JSON array; write one"),
-    ("a.jsonl", b'[{"text": "a"}]\n', "FILE is no readable JSON Lines file: no line at its beginning is a JSON object (it"),
-    ("a.jsonl", b'{\n "text": "a"\n}\n', "FILE is no readable JSON Lines file: no line at its beginning is a JSON object (Expecting"),
-    ("a.jsonl", b"\xff\xfe{\0}\0", "FILE is no readable JSON Lines file: it is UTF-16; convert it to UTF-8"),
-    ("a.jsonl", b'{"text": "a", "id": 1}\0\n', "FILE is no readable JSON Lines file: no line at its beginning is a JSON object"),
-    ("a.jsonl.gz", b"", "FILE is no readable JSON Lines file: it is empty, which nothing that gzip made is"),
-    ("a.jsonl.gz", gzip.compress(as_jsonl("\n"))[:-9], "FILE is no readable JSON Lines file: Truncated compressed stream"),
-    ("a.jsonl.zst", as_jsonl("\n"), "FILE is no readable JSON Lines file: ZSTD decompress failed"),
-    ("a.csv", b"", "FILE is no readable CSV file: it is empty, without even a header"),
-    ("a.csv", b"\xff\xfei\0d\0", "FILE is no readable CSV file: it is UTF-16"),
+    ("a.jsonl", b'[\n  {"text": "a"},\n  {"text": "b"}\n]', "FILE is not a readable JSON Lines file: it is a single JSON array; write one"),
+    ("a.jsonl", b'[{"text": "a"}]\n', "FILE is not a readable JSON Lines file: none of its first lines is a JSON object (the first"),
+    ("a.jsonl", b'{\n "text": "a"\n}\n', "FILE is not a readable JSON Lines file: none of its first lines is a JSON object (Expecting"),
+    ("a.jsonl", b"\xff\xfe{\0}\0", "FILE is not a readable JSON Lines file: it is UTF-16; convert it to UTF-8"),
+    ("a.jsonl", b'{"text": "a", "id": 1}\0\n', "FILE is not a readable JSON Lines file: none of its first lines is a JSON object"),
+    ("a.jsonl.gz", b"", "FILE is not a readable JSON Lines file: it is empty, but every gzip file has at least a header"),
+    ("a.jsonl.gz", gzip.compress(as_jsonl("\n"))[:-9], "FILE is not a readable JSON Lines file: Truncated compressed stream"),
+    ("a.jsonl.zst", as_jsonl("\n"), "FILE is not a readable JSON Lines file: ZSTD decompress failed"),
+    ("a.csv", b"", "FILE is not a readable CSV file: it is empty and does not even have a header"),
+    ("a.csv", b"\xff\xfei\0d\0", "FILE is not a readable CSV file: it is UTF-16"),
     ("a.csv", b'id,text\n1,a\n2,"b\n3,c\n', "FILE: row 1 opens a quote that is never closed"),
-    ("a.csv", b"id,t\xffxt\n1,a\n", "FILE is no readable CSV file: 'utf-8' codec can't decode"),
+    ("a.csv", b"id,t\xffxt\n1,a\n", "FILE is not a readable CSV file: 'utf-8' codec can't decode"),
 ]  # fmt: skip
 
 
@@ -206,7 +206,7 @@ def test_rows_longer_than_memory_are_refused(tmp_path: Path, monkeypatch: pytest
     put_source(str(tmp_path), long + b"\n" + long, "long.jsonl")
     assert texts(read_all(f"{tmp_path}/long.jsonl", TYPED, 10)[1]) == ["x" * 10_000] * 2
     put_source(str(tmp_path), b'{"id": 1, "text": "a"}\n' + b" " * 2**21, "longer.jsonl")
-    with pytest.raises(SourceError, match="row 1 is longer than 1 MiB; is it one document, or a quote that opens by accident"):
+    with pytest.raises(SourceError, match="row 1 is longer than 1 MiB; check for a missing line end or an unclosed quote"):
         read_all(f"{tmp_path}/longer.jsonl", TYPED, 10)
 
 
@@ -252,11 +252,11 @@ def test_json_types_are_those_of_the_first_rows_and_kept(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("columns", "sentence"),
     [
-        (("txt",), "has no column 'txt'; did you mean 'text'? columns are text, id, odd, empty, doc, doc.body"),
-        (("text", ("uid",)), "has no column 'uid'; did you mean 'id'?"),
-        (("id",), "column 'id' is int64, not string; string columns are text, odd, doc.body"),
-        (("doc.boddy",), "has no column 'doc.boddy'; did you mean 'doc.body'?"),
-        (("text", ("odd",)), "column 'odd' has values that are of no one type; mend them, or leave it out"),
+        (("txt",), "'txt'; set --text-column to one of its columns (did you mean 'text'?): text, id, odd, empty, doc, doc.body"),
+        (("text", ("uid",)), "has no column 'uid'; use only its columns in --keep-columns (did you mean 'id'?)"),
+        (("id",), "column 'id' is int64, not string; set --text-column to one of its string columns: text, odd, doc.body"),
+        (("doc.boddy",), "has no column 'doc.boddy'; set --text-column to one of its columns (did you mean 'doc.body'?)"),
+        (("text", ("odd",)), "column 'odd' has values of different types; give them one type, or leave it out of --keep-columns"),
         (("text", ("empty",)), "column 'empty' is struct<>, which Parquet shards cannot hold; leave it out"),
     ],
 )
@@ -274,7 +274,7 @@ def test_a_later_file_may_lack_columns_but_not_its_text(tmp_path: Path) -> None:
     for number in range(8):  # more than are asked for types
         (tmp_path / f"a{number}.jsonl").write_text('{"text": "c", "id": 1}\n')
     (tmp_path / "c.jsonl").write_text('{"txt": "c", "id": 1}\n')
-    with pytest.raises(CorpusError, match=r"c\.jsonl has no column 'text'; did you mean 'txt'"):
+    with pytest.raises(CorpusError, match=r"c\.jsonl has no column 'text'; set --text-column to one of its columns \(did you mean 'txt'"):
         read_all(str(tmp_path), TYPED, 10)
 
 

@@ -56,13 +56,29 @@ def test_slurm_brings_the_script_back() -> None:
 
 
 @pytest.mark.parametrize("code", [ExitCode.COMPLETE, ExitCode.USAGE, ExitCode.FAILED_UNITS, ExitCode.OUTPUT_BUSY, ExitCode.CRASHED])
-def test_slurm_tries_again_after_a_crash_only(code: ExitCode) -> None:
+def test_slurm_tries_again_after_a_crash_only(code: ExitCode, tmp_path: Path) -> None:
     """The end of the script, with `scontrol` as a command that says that it was called."""
     text = SBATCH.read_text()
     start = text.index("\ncase $stopped in")
     resume = text[text.index("resume_later()") : text.index("trap stop_ray EXIT")]
-    script = f"scontrol() {{ echo again; }}\nSLURM_JOB_ID=1 MAX_RESTARTS=2 stopped= code={int(code)}\n{resume}{text[start:]}"
-    for restarts, expected in ((0, code == ExitCode.CRASHED), (2, False)):
-        ended = subprocess.run(["bash", "-c", f"SLURM_RESTART_COUNT={restarts}\n{script}"], capture_output=True, text=True, timeout=60)
-        assert (ended.stdout == "again\n") == expected
-        assert ended.returncode == (0 if expected else code)
+    [crashes] = re.findall(r"^crashes=.*", text, flags=re.MULTILINE)
+    begin = f"scontrol() {{ echo again; }}\nSLURM_JOB_ID=1 MAX_RESTARTS=2\n{crashes}\n{resume}"
+    runs = [("USR1", ExitCode.CRASHED), ("", code), ("USR1", ExitCode.CRASHED), ("", code), ("", code), ("", code)]
+    again = []
+    for restarts, (stopped, ended_with) in enumerate(runs):
+        script = f"SLURM_RESTART_COUNT={restarts} stopped={stopped} code={int(ended_with)}\n{begin}{text[start:]}"
+        ended = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        again.append(ended.stdout == "again\n")
+        assert ended.returncode == (0 if again[-1] else ended_with)
+    crashed = code == ExitCode.CRASHED
+    assert again == [True, crashed, True, crashed, False, crashed]  # the time limit does not count, two crashes do
+    assert [file.name for file in tmp_path.iterdir()] == (["embed-corpus-1.crashes"] if crashed else [])
+
+
+def test_slurm_does_not_try_again_what_it_cannot_count(tmp_path: Path) -> None:
+    text = SBATCH.read_text()
+    resume = text[text.index("resume_later()") : text.index("trap stop_ray EXIT")]
+    begin = f"scontrol() {{ echo again; }}\nSLURM_JOB_ID=1 MAX_RESTARTS=2 stopped= code=1 crashes={tmp_path}\n{resume}"
+    script = begin + text[text.index("\ncase $stopped in") :]
+    ended = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (1, "")

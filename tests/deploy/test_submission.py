@@ -30,7 +30,7 @@ COMMAND = ("python", "jobs/embed_corpus.py")
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "job"]
 FAILED_UNITS = """echo 'failed: {"source": "a"}'; echo '{"run": "r", "status": "failed units"}'; echo late; exit 3"""
 FROM_RAY = r"[-\d]+ [:,\d]+\s+INFO (cli|job_manager)\.py:\d+ -- .*|Running entrypoint for job .*"
-PROGRESS = r".* of [\d,]+ rows \(\d+%\), [\d,]+ rows/s, [\d,]+ tokens/s, \d+ units failed, ETA (unknown|\d+:\d\d:\d\d), .*"
+PROGRESS = r".* of [\d,]+ rows \(\d+%\), [\d,]+ rows/s, [\d,]+ tokens/s, \d+ units? failed, ETA (unknown|\d+:\d\d:\d\d), .*"
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def judge(damaged: Mutant, folder: Path, sound: Rows) -> dict[str, str]:
     """What became of a mutant: all its `rows`, `some` of its units, or it was `refused`.
 
     Raises:
-        MisreadError: a row that plain pyarrow does not find there, or that can not be in the file as it was written.
+        MisreadError: a row that plain pyarrow does not find there, or that cannot be in the file as it was written.
     """
     path = folder / "mutant.parquet"
     path.write_bytes(damaged.data)

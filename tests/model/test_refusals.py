@@ -43,10 +43,10 @@ def test_no_such_model(name: str) -> None:
 def test_options_that_do_not_fit(folder: Path) -> None:
     refused(folder, f"--dimensions=33 is above the model's {WIDTH}", dimensions=WIDTH + 1)
     refused(folder, f"--max-tokens=161 is above the model's {POSITIONS} positions", max_tokens=POSITIONS + 1)
-    refused(folder, "--prompt-name=query is no prompt of the model, which has none", prompt_name="query")
+    refused(folder, "--prompt-name=query is not a prompt of the model, which has none; use --prompt", prompt_name="query")
     refused(folder, "--revision=main needs a hub id", revision="main")
     assert spec_of(folder, max_tokens=POSITIONS).max_tokens == POSITIONS
-    with pytest.raises(ModelError, match="--max-tokens=2 leaves no token beside the 2 special ones"):
+    with pytest.raises(ModelError, match="--max-tokens=2 leaves no room next to the 2 special tokens"):
         Embedder(spec_of(folder, max_tokens=2))
 
 
@@ -62,7 +62,7 @@ def test_missing_files(folder: Path) -> None:
     (folder / "tokenizer_config.json").unlink()
     refused(folder, "has no tokenizer.json")
     (folder / "config.json").write_text("{")
-    refused(folder, "is no configuration that transformers can read")
+    refused(folder, "is not a configuration that transformers can read")
     (folder / "config.json").unlink()
     refused(folder, "has no config.json")
 

@@ -135,7 +135,7 @@ def test_a_fast_path_that_differs_is_given_up(tmp_path: Path, monkeypatch: pytes
     assert tokenize.is_fast
     check(tokenize, folder, TEXTS)
     assert not tokenize.is_fast
-    assert caplog.text.count("nanotoken cuts texts of this corpus otherwise") == 1
+    assert caplog.text.count("nanotoken splits texts of this corpus differently") == 1
 
 
 def test_threads_share_one_tokenizer(tokenize: Tokenizer) -> None:

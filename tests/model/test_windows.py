@@ -198,7 +198,7 @@ def test_texts_are_rejected_or_cut_as_asked(letters: Case) -> None:
 
 def test_a_prompt_that_fills_the_window_is_refused(letters: Case) -> None:
     full = Tokenizer(spec_of(letters.folder, max_tokens=6, prompt="a b c d "), letters.folder)
-    with pytest.raises(ModelError, match="take 6 of max_tokens=6 and leave none to a text; shorten the prompt"):
+    with pytest.raises(ModelError, match="take 6 of max_tokens=6 and leave none for the text; shorten the prompt"):
         Windows(full, 6, LongTexts("chunk"))
     Windows(full, 6, LongTexts())
 

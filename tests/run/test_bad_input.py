@@ -38,7 +38,7 @@ def test_files_that_cannot_be_read_are_set_aside(embed: Embed, storage_root: str
     for name, data in {**DAMAGED, "part-1.parquet": sound[:-1], "new.parquet": new}.items():
         fs.pipe_file(f"{path}/{name}", data)
 
-    with pytest.raises(CorpusError, match="is no readable Parquet file"):
+    with pytest.raises(CorpusError, match="is not a readable Parquet file"):
         embed(input=source, output=output, bad_rows="fail")
     planned = embed(input=source, output=output, dry_run=True)
     assert (planned.plan["unreadable files"], planned.plan["stale shards"], planned.units_pending) == (4, 0, 1)
@@ -68,7 +68,8 @@ def test_rows_that_cannot_be_embedded_fail_their_unit_if_asked(embed: Embed, tmp
     assert (summary.status, summary.rows_out, summary.rows_rejected, summary.rows_failed) == ("failed units", 12, 0, 4)
     [failure] = summary.failures
     assert (failure["first_row"], failure["rows"]) == (12, 4)
-    reason = "2 rows cannot be embedded, the first is row 13: text is null; mend them, or say --bad-rows reject to list them and go on"
+    remedy = "correct the source, or set --bad-rows reject to list such rows and continue"
+    reason = f"2 rows cannot be embedded, the first being row 13: text is null; {remedy}"
     assert failure["reason"] == reason  # no attempts: the next would end the same
     assert not outputs.files(str(tmp_path / "out"), "_control/rejected")
 

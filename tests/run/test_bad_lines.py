@@ -24,8 +24,8 @@ from tests.support import corpora, outputs
 
 ROWS = 24
 TEXTS = corpora.sentences(ROWS, seed=5)
-NO_NUMBER = "column 'id' is not int64 as at the beginning of the corpus"
-NO_TITLE = "column 'title' is not string as at the beginning of the corpus"
+NO_NUMBER = "column 'id' is not int64, its type at the beginning of the corpus"
+NO_TITLE = "column 'title' is not string, its type at the beginning of the corpus"
 
 
 def jsonl_with(bad: dict[int, bytes]) -> bytes:
@@ -39,7 +39,7 @@ def csv_with(bad: dict[int, bytes]) -> bytes:
 
 
 OF_JSON = {
-    1: (b'{"id": 1, "title": "t1", "text": "cut of', None, "the line is no JSON object"),
+    1: (b'{"id": 1, "title": "t1", "text": "cut of', None, "the line is not a JSON object"),
     7: (b'{"id": "7", "title": "t7", "text": "an id that is a string"}', None, NO_NUMBER),
     8: (b'{"id": 8, "title": 8, "text": "a title that is a number"}', "8", NO_TITLE),
     9: (b'{"id": 9, "title": "t9", "text": null}', "9", "text is null"),
@@ -47,8 +47,8 @@ OF_JSON = {
     21: (b'{"id": 21, "title": "\xff", "text": "a title that is no text"}', "21", "column 'title' is not valid UTF-8"),
 }
 OF_CSV = {
-    1: (b"1,t1", None, "the row has 2 values, the header 3"),
-    7: (b"7,t7,a comma, not quoted", None, "the row has 4 values, the header 3"),
+    1: (b"1,t1", None, "the row has 2 values, but the header has 3"),
+    7: (b"7,t7,a comma, not quoted", None, "the row has 4 values, but the header has 3"),
     9: (b"9,t9,", "9", "text is null"),
     10: (b"\xff,t10,an id that is no text", None, "column 'id' is not valid UTF-8"),
     20: (b"20,t20,\xff", "20", "text is not valid UTF-8"),

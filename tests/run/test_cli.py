@@ -42,14 +42,14 @@ def test_lists_can_be_repeated_or_given_at_once() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--output", "o"], "--input is missing; say it on the command line, in --config or as EMBED_INPUT"),
+        (["--output", "o"], "--input is missing; set it on the command line, in the --config file or as EMBED_INPUT"),
         (["--inptu", "i", "--output", "o"], "Unknown option: --inptu. Did you mean --input?"),
         (["--input", "i", "--outptu=o"], "Unknown option: --outptu. Did you mean --output?"),
         (["--input", "i", "--zzz", "o"], "Unknown option: --zzz. --help lists them all."),
         ([*NEEDED, "--quiet", "--verbose"], "--quiet and --verbose are both given; keep one of them"),
         ([*NEEDED, "--batch-token", "5"], "Did you mean --batch-tokens?"),
-        ([*NEEDED, "--batch-tokens", "0"], "--batch-tokens='0' is refused"),
-        ([*NEEDED, "--pooling", "median"], "--pooling='median' is refused"),
+        ([*NEEDED, "--batch-tokens", "0"], "--batch-tokens='0' is invalid"),
+        ([*NEEDED, "--pooling", "median"], "--pooling='median' is invalid"),
         ([*NEEDED, "--workers", "4:2"], "the minimum 4 is above the maximum 2; swap them"),
         ([*NEEDED, "--workers", "many"], "use auto, a number of 1 or more, or MIN:MAX"),
         ([*NEEDED, "--prompt", "q: ", "--prompt-name", "query"], "--prompt and --prompt-name are both given; keep one of them"),
@@ -58,7 +58,7 @@ def test_lists_can_be_repeated_or_given_at_once() -> None:
             "--text-column and --text-template are both given; keep one of them",
         ),
         ([*NEEDED, "--max-tokens", "512", "--batch-tokens", "256"], "--batch-tokens=256 is below --max-tokens=512"),
-        ([*NEEDED, "--keep-columns", "embedding"], "column 'embedding' has a name that the shards use themselves"),
+        ([*NEEDED, "--keep-columns", "embedding"], "column 'embedding' has a name that is reserved for the shards' own columns"),
         ([*NEEDED, "--id-column", "a", "--keep-columns", "a"], "column 'a' is named twice"),
         ([*NEEDED, "--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
         ([*NEEDED, "--gpus-per-worker", "-1"], "--gpus-per-worker"),
@@ -76,10 +76,10 @@ def test_a_wrong_option_is_one_sentence_and_exit_code_2(arguments: list[str], se
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("input: [a]\noutput: o\nbatch_token: 5\n", "'batch_token' is no option; did you mean 'batch_tokens'?"),
-        ("input: [a", "is no YAML"),
-        ("- input", "must hold one option a line"),
-        ("input: [a]\noutput: o\nnormalize: maybe\n", "--normalize='maybe' is refused"),
+        ("input: [a]\noutput: o\nbatch_token: 5\n", "'batch_token' is not an option; did you mean 'batch_tokens'?"),
+        ("input: [a", "is not valid YAML"),
+        ("- input", "must contain one option per line"),
+        ("input: [a]\noutput: o\nnormalize: maybe\n", "--normalize='maybe' is invalid"),
     ],
 )
 def test_a_wrong_file_is_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_values_of_the_file_are_what_is_written_there(tmp_path: Path) -> None:
 
 def test_restart_without_a_terminal_needs_yes(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*NEEDED, "--restart"]) == 2
-    assert "--restart deletes everything in vectors; say --yes to allow it" in capsys.readouterr().err
+    assert "--restart deletes everything in vectors; add --yes to allow it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("question", ["--help", "--version"])
@@ -122,6 +122,11 @@ def test_help_is_in_groups_and_names_what_goes_where(capsys: pytest.CaptureFixtu
     titles = re.findall(r"^╭─ (.*?) ─", printed, flags=re.MULTILINE)
     assert titles == ["Corpus", "Output", "Model", "Speed and placement", "Run", "Configuration", "Help"]
     assert "--batch-tokens auto|N " in printed
+    assert printed.startswith("Usage: embed_corpus.py --input PATH|URL... --output PATH|URL [OPTIONS]\n")
+    assert {"--input PATH|URL ", "--output PATH|URL ", "--text-column NAME ", "--model PATH|URL|ID "} <= set(
+        re.findall(r"--[a-z-]+ [A-Z|]+ ", printed)
+    )
+    assert re.findall(r" (?:STR|INT|FLOAT) ", printed) == []
     assert "CHOICE|" not in printed
 
 
@@ -167,7 +172,8 @@ def test_quiet_leaves_errors_and_the_answer(
     options = ["--input", source, "--output", str(tmp_path / "out"), "--model", str(tiny_model), "--dry-run", "--rate", "1"]
     assert run(options) == 0
     told = capsys.readouterr()
-    assert "1 source file, " in told.err
+    assert re.search(r"1 source file, \d\.\d kB, 6 rows$", told.err, flags=re.MULTILINE)
+    assert "1 unit of up to 2,048 rows: 0 done, 1 to do" in told.err
     assert run([*options, "--quiet"]) == 0
     quiet = capsys.readouterr()
     assert quiet.err == ""
@@ -176,7 +182,10 @@ def test_quiet_leaves_errors_and_the_answer(
     assert logging.getLogger("embedding").level == logging.DEBUG
     capsys.readouterr()
     assert run([*options, "--quiet", "--text-column", "txt"]) == 2
-    assert re.fullmatch(r"error: .* has no column 'txt'; did you mean 'text'\? columns are id, text\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        r"error: .* has no column 'txt'; set --text-column to one of its columns \(did you mean 'text'\?\): id, text\n",
+        capsys.readouterr().err,
+    )
 
 
 @pytest.mark.parametrize(("env", "colour"), [({}, "red"), ({"NO_COLOR": "1"}, "default")])

@@ -109,11 +109,14 @@ def test_split_bytes_of_every_column(source: str, tiny_model: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dimensions": (8, 8)}, "--dimensions 8 8 does not fall; give the largest number first, and each once"),
-        ({"dimensions": (8, 20)}, "--dimensions 8 20 does not fall"),
+        ({"dimensions": (8, 8)}, "--dimensions 8 8 is not in decreasing order; give the largest number first, and each number once"),
+        ({"dimensions": (8, 20)}, "--dimensions 8 20 is not in decreasing order"),
         ({"dimensions": (33, 8)}, "--dimensions=33 is above the model's 32"),
-        ({"dimensions": (20, 0)}, "--dimensions=0 is refused: greater than 0"),
-        ({"dimensions": (20, 8), "keep_columns": ("embedding_8",)}, "column 'embedding_8' has a name that the shards use themselves"),
+        ({"dimensions": (20, 0)}, "--dimensions=0 is invalid: greater than 0"),
+        (
+            {"dimensions": (20, 8), "keep_columns": ("embedding_8",)},
+            "column 'embedding_8' has a name that is reserved for the shards' own columns",
+        ),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], message: str, source: str, tiny_model: Path, tmp_path: Path) -> None:

@@ -124,12 +124,12 @@ def test_a_dry_run_starts_no_ray_and_writes_nothing(tmp_path: Path, tiny_model: 
     assert (plan["tokens to do"], plan["standard error of tokens"], plan["rows sampled"]) == (60 * plan["tokens a row"], 0, 60)
     assert plan["shard bytes"] == 60 * 32 * 4
     assert plan["tokens a second"] > 0
-    assert plan["rate"].startswith("as this machine encodes the sample")
+    assert plan["rate"].startswith("measured on this machine by encoding the sample")
     assert plan["cost"] is None
     block, _, last = result.stdout.rstrip().rpartition("\n")
     assert block.splitlines() == list(lines(plan))
     assert json.loads(last)["status"] == "planned"
-    assert "tokens      480: 8.0 a row, by 60 rows" in block
+    assert "tokens      480, counted in every row; 8.0 per row" in block
 
 
 @pytest.mark.parametrize(("dtype", "vector_bytes"), [("float16", 64), ("binary", 4)])
@@ -147,14 +147,38 @@ def test_time_and_cost_at_a_rate_that_is_given(dry_run: DryRun, tmp_path: Path) 
     assert plan["seconds"] == pytest.approx(tokens / 0.1 / 4)
     assert plan["GPU hours"] == pytest.approx(tokens / 0.1 / 3600)
     assert plan["cost"] == pytest.approx(3 * tokens / 0.1 / 3600, abs=0.005)
-    assert any("GPU hours, cost 4.00; starting" in line for line in lines(plan))
+    assert any("GPU hours, cost 4.00; startup" in line for line in lines(plan))
 
 
 def test_hardware_that_is_not_here_is_not_guessed_at(dry_run: DryRun, tmp_path: Path) -> None:
     source = write(tmp_path / "in", ["some words"] * 60)
     plan = dry_run(input=source, output=str(tmp_path / "out"), gpus_per_worker=1, workers="1:4").plan
     assert (plan["seconds"], plan["tokens a second"], plan["cost"]) == (None, None, None)
-    assert any(line.startswith("time        unknown: ") for line in lines(plan))
+    assert any(line.startswith("time        unknown (nothing was measured on such hardware; set --rate") for line in lines(plan))
+
+
+def test_a_corpus_of_one_unit_is_counted_exactly(dry_run: DryRun, tmp_path: Path) -> None:
+    plan = dry_run(input=write(tmp_path / "in", ["some words"] * 3, files=1), output=str(tmp_path / "out")).plan
+    assert (plan["units to do"], plan["rows sampled"], plan["standard error of tokens"]) == (1, 3, 0)
+    assert "tokens      24, counted in every row; 8.0 per row" in list(lines(plan))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(None, " (of unknown accuracy)"), (0, " ± 0 (standard error)"), (1200, " ± 1,200 (standard error)")]
+)
+def test_what_is_estimated_is_not_called_counted(dry_run: DryRun, tmp_path: Path, error: int | None, told: str) -> None:
+    plan = dry_run(input=write(tmp_path / "in", ["some words"] * 3, files=1), output=str(tmp_path / "out")).plan
+    plan |= {"rows to do": 3000, "tokens to do": 24_000, "standard error of tokens": error}
+    assert f"tokens      24,000{told}, estimated from 3 rows; 8.0 per row" in list(lines(plan))
+
+
+def test_a_corpus_that_is_too_small_tells_no_rate(dry_run: DryRun, tmp_path: Path) -> None:
+    source, output = write(tmp_path / "in", ["some words"] * 30), str(tmp_path / "out")
+    plan = dry_run(input=source, output=output).plan
+    assert plan["tokens to do"] == 240
+    assert (plan["seconds"], plan["tokens a second"], plan["too small to measure"]) == (None, None, True)
+    assert "time        unknown (the corpus is too small to measure)" in list(lines(plan))
+    assert dry_run(input=source, output=output, rate=10).plan["seconds"] == 24
 
 
 def test_an_earlier_run_on_the_output_is_the_measure(embed: Embed, tmp_path: Path) -> None:
@@ -162,10 +186,10 @@ def test_an_earlier_run_on_the_output_is_the_measure(embed: Embed, tmp_path: Pat
     first = embed(input=source, output=output, limit_rows=40)
     plan: dict[str, Any] = embed(input=source, output=output, dry_run=True).plan
     assert (plan["units done"], plan["rows to do"], plan["kept from"]) == (4, 20, "this output's first run")
-    assert (plan["rate"], plan["tokens a second"]) == (f"as run {first.run} with 1 worker", round(first.tokens_per_second))
+    assert (plan["rate"], plan["tokens a second"]) == (f"the rate of run {first.run} with 1 worker", round(first.tokens_per_second))
     shards = outputs.shards(output).values()
     assert (plan["shard bytes"], plan["shard bytes measured"]) == (round(20 * sum(map(len, shards)) / 40), True)
-    assert plan["place"] == "the cluster that runs now"
+    assert plan["place"] == "the running cluster"
     done: dict[str, Any] = embed(input=f"{source}/0.parquet", output=output, dry_run=True, yes=True).plan
     assert done["units to do"] == 0
     assert not [line for line in lines(done) if line.startswith(("tokens", "time"))]
@@ -190,7 +214,7 @@ def test_an_output_that_is_held_is_told_now(dry_run: DryRun, tmp_path: Path) -> 
 def test_an_output_that_cannot_be_written_is_told_now(dry_run: DryRun, tmp_path: Path, s3: S3Server) -> None:
     source = write(tmp_path / "in", ["some words"] * 6)
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(ConfigError, match=r"/file failed: .*/file is no folder; check the path"):
+    with pytest.raises(ConfigError, match=r"/file failed: .*/file is not a folder; check the path"):
         dry_run(input=source, output=str(tmp_path / "file"))
     with pytest.raises(ConfigError):
         dry_run(input=source, output="s3://no-such-bucket/out")

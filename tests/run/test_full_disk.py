@@ -61,7 +61,7 @@ def test_a_full_disk_loses_nothing(small_disk: Path, embed: Embed, tiny_model: P
     assert "Traceback" not in result.stderr
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert error.startswith("error: the run stopped: writing ")
-    assert error.endswith(" No space left on device; make room, then run the same command again to go on")
+    assert error.endswith(" No space left on device; free some space, then run the same command again to resume")
     assert result.summary["status"] == "crashed"
     assert result.summary["units_failed"] == 0
     committed = outputs.versions(output)

@@ -130,7 +130,7 @@ def test_what_is_pushed_in_mid_run_is_not_read(server: DatasetHub) -> None:
     server.commits.clear()  # the dataset is deleted, or made private
     with pytest.raises(
         SourceChangedError,
-        match=r"hf://datasets/owner/texts@\w{40}/data/.* is not on the hub any more, or not for this machine; set HF_TOKEN",
+        match=r"hf://datasets/owner/texts@\w{40}/data/.* is no longer on the hub, or hidden from this machine; set HF_TOKEN",
     ):
         read_unit(units[0], columns)
 
@@ -148,20 +148,20 @@ def test_a_hub_that_does_not_answer_is_one_sentence(server: DatasetHub, monkeypa
     monkeypatch.setenv("EMBED_STORE_SECONDS", "0")
     monkeypatch.setattr(requests, "_WAIT", lambda _: 0)
     server.refusals.extend([503] * 100)
-    with pytest.raises(StorageError, match=r"^asking the hub for --input hf://\S+ failed: .*; run the same command again to go on$"):
+    with pytest.raises(StorageError, match=r"^asking the hub for --input hf://\S+ failed: .*; run the same command again to resume$"):
         list_sources([URL])
 
 
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("hf://datasets/owner/nothing", "is no dataset that the hub shows you; check the spelling, or set HF_TOKEN for a private one"),
+        ("hf://datasets/owner/nothing", "is not a dataset that the hub shows you; check the spelling, or set HF_TOKEN if it is private"),
         (f"{URL}@v9", "has no revision 'v9'; name a branch, tag or commit of the dataset"),
         (f"{URL}/nowhere", "does not exist; check the path"),
         (f"{URL}/nowhere/*.parquet", "matches no file; check the path"),
-        ("hf://datasets/texts", "is no dataset of the hub; write hf://datasets/owner/name, with a path behind it if need be"),
-        (f"hf://{NAME}", "names a model of the hub, and only datasets are read; write hf://datasets/owner/name"),
-        ("hf://buckets/owner/texts", "names a bucket of the hub, and only datasets are read; write hf://datasets/owner/name"),
+        ("hf://datasets/texts", "is not a dataset on the hub; write hf://datasets/owner/name, followed by a path if needed"),
+        (f"hf://{NAME}", "names a model on the hub, but only datasets can be read; write hf://datasets/owner/name"),
+        ("hf://buckets/owner/texts", "names a bucket on the hub, but only datasets can be read; write hf://datasets/owner/name"),
     ],
 )
 @pytest.mark.usefixtures("server")
@@ -183,7 +183,7 @@ def test_a_gated_dataset_is_one_sentence(place: str, server: DatasetHub) -> None
 
 def test_two_revisions_of_a_dataset_are_not_mixed(server: DatasetHub) -> None:
     server.push(FILES | {f"data/{min(CORPUS.files)}": next(iter(corpora.plain(rows=5, files=1).files.values()))})
-    with pytest.raises(CorpusError, match="in another version than an input before it; name one revision of it"):
+    with pytest.raises(CorpusError, match="in a different version than an earlier input does; use one revision of it"):
         list_sources([f"{URL}@v1.0", URL])
     assert len(list_sources([f"{URL}@main", URL])) == 3
 
@@ -209,12 +209,15 @@ def test_the_token_opens_a_private_dataset_and_is_written_nowhere(
 
 def test_a_hub_is_not_written(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--input", "in", "--output", "hf://datasets/owner/vectors"]) == 2
-    assert "--output='hf://datasets/owner/vectors' is refused: the hub is only read; choose a folder or a store" in capsys.readouterr().err
+    assert (
+        "--output='hf://datasets/owner/vectors' is invalid: the job cannot write to the hub; choose a local folder or an object store"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_hub_that_must_not_be_asked_is_not(server: DatasetHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ConfigError, match="which HF_HUB_OFFLINE forbids to ask"):
+    with pytest.raises(ConfigError, match="but HF_HUB_OFFLINE forbids access to it"):
         list_sources([URL])
     assert server.requests == []
 

@@ -101,16 +101,18 @@ def test_a_run_on_a_cluster_goes_on_without_a_line_that_is_broken(embed: Embed, 
     source.mkdir()
     (source / "a.jsonl").write_text("\n".join([*rows[:15], rows[15][:-4], *rows[16:]]))
     (source / "b.csv").write_text("id,text\n1,beside\n")
-    with pytest.raises(CorpusError, match=r"CSV and JSON Lines files .* say --input-format csv or jsonl"):
+    with pytest.raises(CorpusError, match=r"CSV and JSON Lines files .* set --input-format to csv or jsonl"):
         embed(input=str(source), output=output)
     (source / "b.csv").unlink()
     summary = embed(input=str(source), output=output, bad_rows="fail")
     assert (summary.status, summary.units_failed) == ("failed units", 1)
-    assert "2 rows cannot be embedded, the first is row 15: the line is no JSON object; mend them, or say" in str(summary.failures[0])
+    assert "2 rows cannot be embedded, the first being row 15: the line is not a JSON object; correct the source, or set" in str(
+        summary.failures[0]
+    )
     summary = embed(input=str(source), output=output)
     assert (summary.status, summary.rows_rejected, summary.rows_skipped + summary.rows_out) == ("complete", 2, len(TEXTS) - 2)
     assert outputs.control(output, "rejected").select(["row_index", "id", "reason"]).to_pylist() == [
-        {"row_index": 15, "id": None, "reason": "the line is no JSON object"},
+        {"row_index": 15, "id": None, "reason": "the line is not a JSON object"},
         {"row_index": 20, "id": "020", "reason": "text is null"},
     ]
     expected = [f"{number:03}" for number, text in enumerate(TEXTS) if number != 15 and text is not None]

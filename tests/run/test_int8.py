@@ -145,30 +145,30 @@ def test_ranges_that_are_refused(source: str, tiny_model: Path, tmp_path: Path) 
         with pytest.raises(ConfigError, match=message):
             embed_here(source, str(tmp_path / "out"), tiny_model, calibration=str(calibration), **({"output_dtype": "int8"} | options))
 
-    refused("--calibration is about int8, which --output-dtype=float16 is not", "x.npy", output_dtype="float16")
+    refused("--calibration has no use with --output-dtype=float16, only with int8", "x.npy", output_dtype="float16")
     refused("ranges.npy does not exist", tmp_path / "ranges.npy")
     refused("is neither a .npy file nor an output of this job", tmp_path / "nothing")
     (tmp_path / "ranges.json").write_text("{}")
     refused("is neither a .npy file nor an output of this job", tmp_path / "ranges.json")
     plain = str(tmp_path / "plain")
     embed_here(source, plain, tiny_model)
-    refused("is an output without ranges", plain)
+    refused("is an output without int8 ranges", plain)
     embed_here(source, str(tmp_path / "other"), save_model(tmp_path / "model", "roberta"), output_dtype="int8")
     refused("is an output of another model", tmp_path / "other")
     file = tmp_path / "ranges.npy"
     for array, message in (
-        (np.zeros((2, 31)), r"holds float64 \(2, 31\), not the least and the greatest of 32 numbers, shape \(2, 32\)"),
+        (np.zeros((2, 31)), r"contains float64 \(2, 31\), not the minimum and maximum of 32 numbers, shape \(2, 32\)"),
         (np.array([["a"] * 32] * 2), "holds <U1"),
-        (np.zeros((2, 32)), "does not fit the vectors: the range of dimension 0 of embedding is 0 to 0, and needs room for 255 steps"),
+        (np.zeros((2, 32)), "does not fit the vectors: the range of dimension 0 of embedding is 0 to 0, too narrow for 255 steps"),
         (np.array([[0] * 32, [np.inf] * 32]), "does not fit the vectors: .*not finite"),
         (np.array([[0] * 32, [1e60] * 32]), "does not fit the vectors: .*not finite"),
     ):
         np.save(file, array)
         refused(message, file)
     file.write_bytes(b"nonsense")
-    refused("is no .npy file that numpy can read", file)
+    refused("is not a .npy file that numpy can read", file)
     np.save(file, np.array([{}]), allow_pickle=True)
-    refused("is no .npy file that numpy can read", file)
+    refused("is not a .npy file that numpy can read", file)
     assert not (tmp_path / "out").exists()
 
 
@@ -196,7 +196,7 @@ def test_a_proof_finds_what_is_wrong(source: str, tiny_model: Path, tmp_path: Pa
     job = Path(output, "_control/job.json")
     document = json.loads(job.read_text())
     job.write_text(json.dumps(document | {"calibration": other}))
-    with pytest.raises(ConfigError, match="its calibration is not the one that it was begun with"):
+    with pytest.raises(ConfigError, match="its calibration is not the one that it was started with"):
         Output(output).settings()
 
 
@@ -260,6 +260,6 @@ def test_a_whole_run(embed: Embed, source: str, tmp_path: Path, caplog: pytest.L
 def test_a_corpus_that_has_nothing_to_measure(embed: Embed, tmp_path: Path) -> None:
     table = pa.table({"id": [1, 2], "text": pa.array([None, None], pa.string())})
     source = corpora.Corpus({"a.parquet": corpora.parquet(table)}, []).write(tmp_path / "in")
-    with pytest.raises(CorpusError, match="no text of the sample could be embedded to measure the ranges of int8; bring them with --cal"):
+    with pytest.raises(CorpusError, match="no text of the sample could be embedded to measure the int8 ranges; provide them with --cal"):
         embed(input=source, output=str(tmp_path / "out"), output_dtype="int8")
     assert Output(str(tmp_path / "out")).settings() is None

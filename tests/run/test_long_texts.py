@@ -297,10 +297,10 @@ def test_parts_of_a_unit_make_the_same_shard(source: str, tiny_model: Path, tmp_
 
 def test_options_that_do_not_fit_are_refused(source: str, tiny_model: Path, tmp_path: Path) -> None:
     for options, sentence in (
-        ({"chunk_overlap": 5}, "--chunk-overlap is about windows, and --long-text=truncate makes none; say --long-text chunk or average"),
-        ({"chunk_by": "sentences", "long_text": "reject"}, "--chunk-by is about windows, and --long-text=reject makes none"),
-        ({"long_text": "chunk", "keep_columns": ["text"]}, "--keep-columns text would repeat the whole text beside each of its chunks"),
-        ({"long_text": "chunk", "keep_columns": ["chunk"]}, "column 'chunk' has a name that the shards use themselves"),
+        ({"chunk_overlap": 5}, "--chunk-overlap needs windows, but --long-text=truncate makes none; set --long-text to chunk or average"),
+        ({"chunk_by": "sentences", "long_text": "reject"}, "--chunk-by needs windows, but --long-text=reject makes none"),
+        ({"long_text": "chunk", "keep_columns": ["text"]}, "--keep-columns text would repeat the whole text in the row of each chunk"),
+        ({"long_text": "chunk", "keep_columns": ["chunk"]}, "column 'chunk' has a name that is reserved for the shards' own columns"),
         ({"long_text": "chunk", "chunk_overlap": 81}, "--chunk-overlap=81 is more than half of the model's max_tokens=160; lower it"),
     ):
         with pytest.raises(ConfigError, match=sentence):

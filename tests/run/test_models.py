@@ -23,6 +23,7 @@ from tests.run.here import embed_here, prove_here
 from tests.support import corpora, outputs
 from tests.support.faulty_proxy import faulty_proxy
 from tests.support.hub import COMMIT, Hub, hub
+from tests.support.job import run_job
 from tests.support.s3_server import S3Server
 from tests.support.waiting import wait_until
 
@@ -146,10 +147,33 @@ def test_the_cache_stands_in_for_a_hub_that_is_not_reached(model: Path, tmp_path
         resolve([sys.executable, "-c", DOWNLOAD, str(tmp_path / "ready")], check=True)
     resolve([sys.executable, "-c", RESOLVE, NAME, str(offline)], check=True)
     assert pickle.loads(offline.read_bytes()) == pickle.loads(online.read_bytes())
-    other = resolve([sys.executable, "-c", RESOLVE, "someone/other", str(offline)])
-    told = other.stderr.splitlines()[-1]
-    assert "ModelError: --model=someone/other is neither a folder nor a model on a hub that answers" in told
-    assert told.endswith("Connection refused); check the path or the network")
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "sentence"),
+    [
+        (None, 1, "Connection refused); check the path and the network, then run the same command again"),
+        (404, 2, "is neither a folder nor a model that the hub shows you; check the spelling"),
+        (403, 2, "is neither a folder nor a model in the hub's cache, and the hub refuses it ("),
+        ("offline", 2, "HF_HUB_OFFLINE forbids asking the hub; check the spelling, or unset that variable"),
+    ],
+)
+def test_only_a_hub_that_does_not_answer_is_worth_another_try(
+    answer: int | str | None, code: int, sentence: str, model: Path, tmp_path: Path
+) -> None:
+    source = corpora.plain(rows=2, files=1).write(tmp_path / "in")
+    with hub("someone/other" if answer == 403 else NAME, model) as server:
+        server.refusals.extend([403] * (answer == 403))
+        environment = {
+            "HF_ENDPOINT": "http://127.0.0.1:1" if answer is None else server.endpoint,
+            "HF_HUB_OFFLINE": str(int(answer == "offline")),
+            "HF_HOME": str(tmp_path / "hf"),
+            "RAY_ADDRESS": "",
+        }
+        named = ["--input", source, "--output", str(tmp_path / "out"), "--model", "someone/other"]
+        done = run_job(*named, "--dry-run", env=environment, check=code)
+    assert "error: --model=someone/other is neither a folder nor a model " in done.stderr
+    assert sentence in done.stderr
 
 
 def test_one_process_of_a_machine_copies_a_model_at_a_url(s3: S3Server, model: Path, cache: Path, tmp_path: Path) -> None:
@@ -197,7 +221,7 @@ def test_a_changed_model_is_not_mixed_with_the_copy(s3: S3Server, model: Path, t
     upload(other, url)
     second = model_folder(spec)
     assert second != first
-    with pytest.raises(ModelError, match="on this machine are not what the job was planned with"):
+    with pytest.raises(ModelError, match="on this machine differs from what the job was planned with"):
         check_files(spec, ModelFiles(second))
 
 
@@ -222,7 +246,7 @@ def test_a_model_at_a_url_that_cannot_be_had(s3: S3Server, model: Path, monkeypa
     url = upload(model, f"{s3.folder()}/tiny")
     with pytest.raises(ModelError, match="--revision=main needs a hub id"):
         at(url, revision="main")
-    with pytest.raises(ModelError, match="is a folder without files; check the spelling"):
+    with pytest.raises(ModelError, match="has no files; check the spelling"):
         at(f"{url}-not-there")
     with pytest.raises(ConfigError, match="cannot be opened"):
         at("nonsense://bucket/model")
@@ -231,7 +255,7 @@ def test_a_model_at_a_url_that_cannot_be_had(s3: S3Server, model: Path, monkeypa
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(AccessError):
         at(url)
-    with pytest.raises(ModelUnreachableError, match=r"cannot be fetched here: .* is not allowed") as caught:
+    with pytest.raises(ModelUnreachableError, match=r"cannot be copied to this machine: .* is not allowed") as caught:
         model_folder(spec)
     assert caught.value.exit_code == 1
     S3FileSystem.clear_instance_cache()
@@ -249,7 +273,7 @@ def test_a_cache_that_takes_nothing(s3: S3Server, model: Path, tmp_path: Path, m
     url = upload(model, f"{s3.folder()}/tiny")
     (tmp_path / "file").touch()
     monkeypatch.setenv("EMBED_CACHE", str(tmp_path / "file"))
-    with pytest.raises(ConfigError, match=r"cannot be copied to .* set EMBED_CACHE to a folder that takes it"):
+    with pytest.raises(ConfigError, match=r"cannot be copied to .* set EMBED_CACHE to a folder with room for it"):
         at(url)
 
 

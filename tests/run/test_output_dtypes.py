@@ -94,7 +94,7 @@ def test_split_bytes_are_smaller_and_the_same_numbers(dtype: OutputDtype, source
     assert prove_here(output).status == "proved"
     with pytest.raises(SettingsChangedError, match="byte_stream_split: true -> null"):
         embed_here(source, output, tiny_model, unit_rows=40, output_dtype=dtype)
-    with pytest.raises(ConfigError, match="--byte-stream-split parts the bytes of numbers, and --output-dtype=binary has one each"):
+    with pytest.raises(ConfigError, match="--byte-stream-split needs numbers of several bytes, but --output-dtype=binary has one"):
         embed_here(source, output, tiny_model, output_dtype="binary", byte_stream_split=True)
 
 

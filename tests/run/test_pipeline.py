@@ -34,7 +34,7 @@ The above exception was the direct cause of the following exception:
 ray::MapWorker(MapBatches(EmbeddingWorker)).submit() (pid=1, ip=127.0.0.1)
   File "worker.py", line 6, in put
     raise StorageFullError("writing a failed") from error
-embedding.errors.StorageFullError: writing a failed: no room; make room, then run the same command again to go on
+embedding.errors.StorageFullError: writing a failed: no room; free some space, then run the same command again to resume
 
 The above exception was the direct cause of the following exception:
 
@@ -49,7 +49,7 @@ UNITS = ROWS // UNIT_ROWS
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (TRACEBACK, "writing a failed: no room; make room, then run the same command again to go on"),
+        (TRACEBACK, "writing a failed: no room; free some space, then run the same command again to resume"),
         ("ray.exceptions.ActorDiedError: The actor died.\n\tclass_name: W\n", "The actor died."),
         ("The cluster is gone\n", "The cluster is gone"),
         ("", ""),

@@ -70,7 +70,7 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(command: list[str | Path], ray_clu
     assert [count(last, pattern) for pattern in ("━━━", "of 2,000 rows", "units done|in flight")] == [1, 1, 1]
     shown = "".join(last)  # the terminal wraps lines
     assert re.search('"status": ?"interrupted"', shown)
-    assert re.search(r"INFO stopped with [1-9][\d,]* rows committed; run the same *command again to go on", shown)
+    assert re.search(r"INFO stopped with [1-9][\d,]* rows committed; run the same *command again to resume", shown)
 
 
 def test_how_workers_are_stopped_is_no_news(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def test_lines_where_there_is_no_terminal(caplog: pytest.LogCaptureFixture, monk
         view.update()  # at once: says nothing
     [line] = caplog.messages
     assert re.fullmatch(
-        r"2,000 of 4,000 rows \(50%\), 0 rows/s, 2 tokens/s, 1 units failed, ETA 5:33:\d\d, 1 of 4 workers, 1,200 truncated, 3 rejected",
+        r"2,000 of 4,000 rows \(50%\), 0 rows/s, 2 tokens/s, 1 unit failed, ETA 5:33:\d\d, 1 of 4 workers, 1,200 truncated, 3 rejected",
         line,
     )
 

@@ -199,7 +199,7 @@ def test_what_is_committed_of_an_unfinished_output_is_checked(tmp_path: Path, ti
     Path(output, "_control", "manifest.parquet").unlink()
     assert found(proof := prove_here(output)) == {("not complete", "_SUCCESS"), ("unreadable shard", made[1])}
     assert [finding.what for finding in proof.details if finding.name == "_SUCCESS"] == [
-        "a run is at work or did not finish: 1 units have no shard yet; run the job to complete it"
+        "a run is still at work or did not finish, leaving 1 unit without a shard; run the job to complete the output"
     ]
 
 
@@ -234,12 +234,12 @@ def test_a_proof_needs_the_model_that_made_the_vectors(tmp_path: Path, tiny_mode
     with pytest.raises(ModelError, match="neither a folder"):
         prove_here(output)
     assert prove_here(output, model=str(tmp_path / "moved")).status == "proved"
-    with pytest.raises(ModelError, match=r"is not the model of .*, differing in model_type, weights_sha256"):
+    with pytest.raises(ModelError, match=r"is not the model of .*, but differs in model_type, weights_sha256"):
         prove_here(output, model=str(save_model(tmp_path / "other", "distilbert")))
     assert prove_here(output, sample=0).status == "proved"
     job = Path(output, "_control", "job.json")
     job.write_text(json.dumps({key: value for key, value in json.loads(job.read_text()).items() if key != "asked"}))
-    with pytest.raises(ConfigError, match="does not remember where its model is; say --model"):
+    with pytest.raises(ConfigError, match="does not record where its model is; set --model"):
         prove_here(output)
     embed_here(source, output, tiny_model)
     assert prove_here(output).status == "proved"

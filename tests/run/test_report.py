@@ -1,4 +1,4 @@
-"""The report of a run: its figures are those of the records, it stands alone, and it can not fail a run."""
+"""The report of a run: its figures are those of the records, it stands alone, and it cannot fail a run."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def test_the_figures_are_those_of_the_records(tmp_path: Path) -> None:
     records = made.records
     assert page.rows("What became of the rows") == {
         "with a vector": ["600", "99.2%"],
-        "of these cut at max_tokens": [str(sum(record.truncated for record in records)), "0.8%"],
-        "of these equal to an earlier row of their unit": ["0", "0.0%"],
+        "of these, truncated at max_tokens": [str(sum(record.truncated for record in records)), "0.8%"],
+        "of these, equal to an earlier row of their unit": ["0", "0.0%"],
         "rejected": ["5", "0.8%"],
     }
     lengths = page.rows("Rows by length in tokens")
@@ -103,15 +103,15 @@ def test_the_figures_are_those_of_the_records(tmp_path: Path) -> None:
 def test_each_reason_has_its_own_first_row(tmp_path: Path) -> None:
     made = empty_output(str(tmp_path / "out"))
     unit = made.add(np.eye(4, dtype=np.float32), {"id": list("abcd")}, rejected=24)
-    widths = {row: f"the row has {row} values, the header 2" for row in range(7, 28)}
-    listed = rejected_table(unit, None, {4: "text is null", **dict.fromkeys((5, 6), "the row has 1 value, the header 2"), **widths})
+    widths = {row: f"the row has {row} values, but the header has 2" for row in range(7, 28)}
+    listed = rejected_table(unit, None, {4: "text is null", **dict.fromkeys((5, 6), "the row has 1 value, but the header has 2"), **widths})
     made.output.storage.put(rejected_name(unit.id), parquet_bytes(listed))
     reasons = Page(html_of(made.close())).rows("Rejected rows by reason")
     first = {reason: (int(rows), int(row.rpartition(" ")[2])) for reason, (rows, row) in reasons.items()}
     assert list(first.items())[:3] == [
-        ("the row has 1 value, the header 2", (2, 5)),
+        ("the row has 1 value, but the header has 2", (2, 5)),
         ("text is null", (1, 4)),
-        ("the row has 7 values, the header 2", (1, 7)),
+        ("the row has 7 values, but the header has 2", (1, 7)),
     ]
     assert len(first) == 20  # of 23: a file of another kind may give one for each width of its rows
 
@@ -206,11 +206,11 @@ def test_clipped_numbers_are_shown_and_warned_of(tmp_path: Path) -> None:
     made.add(np.random.default_rng(0).normal(size=(100, 16)).astype(np.float32), {"id": range(100)})
     steps = replace(SETTINGS, vectors={**SETTINGS.vectors, "output_dtype": "int8"}, calibration={"embedding": [[-1.0] * 16, [1.0] * 16]})
     made.records[0] = replace(made.records[0], clipped=16)
-    row = "Clipped to the ranges of int8, of all numbers"
+    row = "Numbers clipped to the int8 ranges"
 
     def shown(settings: JobSettings) -> tuple[list[str] | None, bool]:
         html = make_report(made.output, made.summary, settings, made.shards, model="m")
-        return Page(html).rows("Health").get(row), "of the numbers lie outside of the ranges of int8" in html
+        return Page(html).rows("Health").get(row), "of the numbers lie outside the int8 ranges" in html
 
     made.close()
     assert shown(steps) == (["1.0%"], False)
@@ -255,7 +255,7 @@ def test_a_report_that_can_not_be_made_is_a_warning(
     with caplog.at_level(logging.INFO):
         write_report(made.output, made.summary, SETTINGS, made.shards, model="m")
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "no report was made" in caplog.text
+    assert "the report could not be made" in caplog.text
     (folder / "report.html").rmdir()
 
     caplog.clear()
@@ -264,7 +264,7 @@ def test_a_report_that_can_not_be_made_is_a_warning(
     monkeypatch.setattr(Storage, "read", lambda storage, name: held.wait(60) and real(storage, name))
     monkeypatch.setattr(publish, "_PATIENCE_SECONDS", 0.2)
     write_report(made.output, made.summary, SETTINGS, made.shards, model="m")
-    assert "it is given up" in caplog.text
+    assert "was not finished within" in caplog.text
     held.set()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def probe_job(source: str, model: Path, columns: Columns) -> ProbeJob:
 
 
 def test_a_sample_is_measured(tiny_model: Path, tmp_path: Path) -> None:
-    """Rows without text are left out of it, and so is what can not be read any more; what is copied counts with its bytes."""
+    """Rows without text are left out of it, and so is what cannot be read any more; what is copied counts with its bytes."""
     texts = [None, *corpora.sentences(599)]
     files = {name: pa.table({"text": texts, "more": ["x" * 1000] * 600}) for name in ("a.parquet", "b.parquet")}
     source = corpora.Corpus({name: corpora.parquet(table) for name, table in files.items()}, []).write(tmp_path / "in")
@@ -136,7 +137,7 @@ def test_what_a_large_corpus_needs_is_measured_recorded_and_kept(embed: Embed, t
     with caplog.at_level(logging.INFO, "embedding.run"):
         planned = embed(input=large, output=output, **OPEN, dry_run=True)
         assert planned.plan["kept"] == DEFAULTS
-        assert str(planned.plan["kept from"]).startswith("unit_rows and batch_tokens will be measured when the run begins")
+        assert str(planned.plan["kept from"]).startswith("unit_rows and batch_tokens will be measured when the run starts")
         smaller = embed(input=large, output=output, **OPEN, dry_run=True, limit_rows=WORTH)
         assert smaller.plan["kept"] == DEFAULTS
         assert "measured" not in str(smaller.plan["kept from"])
@@ -145,8 +146,8 @@ def test_what_a_large_corpus_needs_is_measured_recorded_and_kept(embed: Embed, t
         assert embed(input=large, output=output, **OPEN, limit_rows=WORTH + 1).status == "complete"
     job = outputs.document(output, "_control/job.json")
     kept, found = job["kept"], job["measured"]
-    assert f"batches of {kept['batch_tokens']:,} tokens, units of {kept['unit_rows']:,} rows" in caplog.text
-    assert caplog.text.count("measured: ") == 1
+    assert f"batches of {kept['batch_tokens']:,} tokens and units of {kept['unit_rows']:,} rows" in caplog.text
+    assert len(re.findall(r"measured [\d,]+ tokens/s; using batches of ", caplog.text)) == 1
     assert found["pace"]["batch_tokens"] in [trial["batch_tokens"] for trial in found["pace"]["trials"]]
     assert kept["batch_tokens"] == found["pace"]["batch_tokens"] or not found["pace"]["in_time"]
     assert 512 <= kept["unit_rows"] <= 4_096  # four units at least, whatever the pace
@@ -170,13 +171,13 @@ def test_what_can_not_be_measured_is_taken_from_the_defaults(
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "_PLACE_SECONDS", 0)
         assert embed(input=source, output=output, **OPEN).status == "complete"
-    assert "nothing was measured (a worker to measure with was not ready in time)" in caplog.text
+    assert "measuring failed (the worker that was to measure was not ready in time)" in caplog.text
     job = outputs.document(output, "_control/job.json")
     assert (job["kept"], job["measured"]) == (DEFAULTS, {})
 
     given = embed(input=source, output=output, restart=True, dry_run=True, unit_rows="auto", batch_tokens=777)
     assert given.plan["kept"] == {"unit_rows": 2_048, "batch_tokens": 777}
-    assert str(given.plan["kept from"]).startswith("unit_rows will be measured when the run begins")
+    assert str(given.plan["kept from"]).startswith("unit_rows will be measured when the run starts")
     assert embed(input=source, output=output, restart=True, unit_rows=10, batch_tokens="auto").status == "complete"
     job = outputs.document(output, "_control/job.json")
     assert job["kept"]["unit_rows"] == 10

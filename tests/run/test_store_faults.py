@@ -113,7 +113,7 @@ def test_a_bad_day(arguments: list[str], undisturbed: dict[str, bytes], folder: 
     result = run_job(*command, env=env, check=1)
     refusal = r" is not allowed: (expired|.*Bad Request); check the credentials and permissions of this process; "  # a HEAD says no more
     assert re.search(refusal, error_of(result))
-    assert error_of(result).endswith("run the same command again to go on")
+    assert error_of(result).endswith("run the same command again to resume")
     assert (result.summary["status"], result.summary["units_failed"]) == ("crashed", 0)
     proxy.heal()
     committed = outputs.versions(output)
@@ -137,7 +137,7 @@ def test_a_bad_day(arguments: list[str], undisturbed: dict[str, bytes], folder: 
     error = error_of(run_job(*command, env=env, check=1))
     assert error == (
         f"error: writing {output}/_SUCCESS is not allowed: denied; "
-        "check the credentials and permissions of this process, then run the same command again to go on"
+        "check the credentials and permissions of this process, then run the same command again to resume"
     )
     proxy.heal()
 
@@ -166,7 +166,7 @@ def test_a_source_that_is_replaced_while_it_is_read(s3: S3Server, tiny_model: Pa
     assert not proxy.watchers
     assert result.summary["units_done"] >= UNITS // 2  # those of the other file
     assert "part-0.parquet was replaced" in result.stderr
-    assert "run again to plan it anew" in result.stderr
+    assert "run again to read the new version" in result.stderr
     summary = run_job(*command, env=env).summary
     assert summary["status"] == "complete"
     assert len(outputs.table(f"{folder}/out")) == ROWS // 2 + (ROWS + 2) // 2
@@ -209,7 +209,7 @@ def test_a_zombie_harms_nothing(
         zombie.wait_until(lambda: outputs.versions(output), what="a shard")
         os.kill(zombie.process.pid, signal.SIGSTOP)
         taker = run_job(*command, env=ray_cluster.environment())  # the zombie may hold all of its own cluster
-        assert "died holding the output; this run takes over" in taker.stderr
+        assert "died while it held the output; this run takes over" in taker.stderr
         before = outputs.files(output)
         os.kill(zombie.process.pid, signal.SIGCONT)
         result = zombie.wait()

@@ -43,7 +43,7 @@ def test_clipped_numbers_are_a_share_of_those_stored() -> None:
     assert (summary.clipped_numbers, summary.clipped_share, summary.warning) == (1, 0.01, "")
     summary.add(record(UNITS[1], 102.0, clipped=7))
     assert summary.clipped_share == round(8 / 600, 6)
-    assert summary.warning.startswith("over 1% of the numbers lie outside of the ranges of int8")
+    assert summary.warning.startswith("over 1% of the numbers lie outside the int8 ranges")
     summary.add(record(UNITS[2], 104.0, chunks=40))
     assert summary.clipped_share == 8 / 2000
 

@@ -39,7 +39,7 @@ def test_collapsed_vectors_are_told() -> None:
     [flat] = findings(in_three)
     assert "use only 2.0 of 64 dimensions" in flat
     [repeated] = findings(healthy(), repeats=9)
-    assert repeated.startswith("9 of 300 rows looked at have the very same vector")
+    assert repeated.startswith("9 of 300 rows examined have exactly the same vector")
     assert findings(healthy(), repeats=3) == []
     one_zero = healthy()
     one_zero[5] = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from embedding.corpus.findings import Finding, Kind
 from embedding.corpus.lease import Lease
 from embedding.corpus.output import Output
 from embedding.run.proof.cli import parse
 from embedding.run.proof.config import VerifyConfig
+from embedding.run.proof.result import Proof
 from embedding.run.proof.verify import verify_corpus
 from tests.run.conftest import Embed
 from tests.run.here import found
@@ -50,6 +53,7 @@ def test_damage_is_proved_and_repaired_and_the_next_run_makes_just_that_anew(sto
     assert outputs.files(output) == before
     for kind, name in expected:
         assert f"{kind}: {name}" in stderr
+    assert re.search(r"^damaged: \d+ shards, \d+ rows without a fault, but .*1 missing shard.*; use --repair, ", stderr, flags=re.MULTILINE)
 
     repaired = verify_corpus(VerifyConfig(output=output, sample=9999, repair=True))
 
@@ -85,8 +89,47 @@ def test_repair_waits_for_no_run_and_a_proof_runs_beside_one(embed: Embed, tmp_p
 def test_what_is_no_output_is_refused(tmp_path: Path) -> None:
     exit_code, summary, stderr = verify(str(tmp_path))
     assert (exit_code, summary) == (2, {})
-    assert "is no output of this job: it has no _control/job.json; check the path" in stderr
+    assert "is not an output of this job: it has no _control/job.json; check the path" in stderr
     assert stderr.count("\n") == 1
+
+
+def test_the_verdict_is_told_to_people_and_the_summary_to_programs(embed: Embed, tmp_path: Path) -> None:
+    source, output = corpora.plain(rows=20, files=2).write(tmp_path / "in"), str(tmp_path / "out")
+    embed(input=source, output=output)
+    exit_code, summary, stderr = verify(output)
+    assert (exit_code, summary["status"]) == (0, "proved")
+    assert re.fullmatch(r"proved: 2 shards, 20 rows, worst cosine (1\.0000000|0\.99999\d\d) of 20 rows", stderr.splitlines()[-1])
+    Path(output, "_SUCCESS").unlink()
+    exit_code, summary, stderr = verify(output, "--sample", "0")
+    assert (exit_code, summary["status"]) == (3, "not proved")
+    assert stderr.splitlines()[-1].startswith("run not finished: 2 shards, 20 rows without a fault, but 1 not complete; run the job ")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "removed", "begin"),
+    [
+        ([], 0, "proved: 3 shards, 0 rows, no vectors compared"),
+        ([Kind.WRONG_BYTES, Kind.NOT_COMPLETE, Kind.SOURCE_CHANGED], 0, "damaged: 3 shards, 0 rows without a fault, but 1 wrong bytes, "),
+        ([Kind.WRONG_BYTES], 2, "repaired: 2 objects deleted; run the job"),
+        ([Kind.SOURCE_CHANGED, Kind.NOT_COMPLETE], 0, "run not finished: "),
+        ([Kind.FOREIGN_FILE, Kind.SOURCE_CHANGED], 0, "sources changed since: "),
+        ([Kind.UNREADABLE_SOURCE], 0, "sources unreadable: "),
+        ([Kind.FOREIGN_FILE], 0, "foreign files in data/: "),
+    ],
+)
+def test_the_first_words_tell_the_cases_apart(kinds: list[Kind], removed: int, begin: str) -> None:
+    proof = Proof("out", shards=3)
+    proof.conclude([Finding(kind, "name", "what") for kind in kinds], ["name"] * removed)
+    assert proof.verdict.startswith(begin)
+    assert (proof.exit_code == 0) == (not kinds)
+
+
+def test_every_finding_has_a_case() -> None:
+    for kind in Kind:
+        proof = Proof("out")
+        proof.conclude([Finding(kind, "name", "what")], [])
+        assert f"1 {kind}; " in proof.verdict
+    assert Proof("out").verdict == "crashed: nothing is proved"
 
 
 @pytest.mark.parametrize("arguments", [["vectors"], ["--output", "vectors"]])

@@ -204,7 +204,7 @@ def test_bad_rows_fail_their_unit_at_once_if_asked(tiny_model: Path, tmp_path: P
     assert process(worker, unit_of(tmp_path / "good", ["one", ""]), attempts).error == ""
     unit = unit_of(tmp_path / "bad", ["one", None])
     record = process(worker, unit, attempts)
-    assert record.error.startswith("1 rows cannot be embedded, the first is row 1: text is null; mend them")
+    assert record.error.startswith("1 row cannot be embedded, the first being row 1: text is null; correct the source")
     assert attempts.begun(unit.id) == 1
     assert len(outputs.shards(output)) == 1
 

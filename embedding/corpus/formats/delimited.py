@@ -34,15 +34,15 @@ def find(stream: pa.NativeFile | BinaryIO, source: Source, columns: Columns) -> 
     delimiter = _DELIMITERS[columns.format]
     scanned = scan(stream, source, _splitter(delimiter), _HEADER)
     if not scanned.head:
-        raise ValueError("it is empty, without even a header")
+        raise ValueError("it is empty and does not even have a header")
     names = _names(scanned.head[0], delimiter)
     return Found(_strings(names), (scanned.rows,) if scanned.rows else (), scanned.marks)
 
 
 def read(stream: pa.NativeFile | BinaryIO, unit: Unit, columns: Columns) -> Rows:
-    """The unit's rows; a value of nothing, not even quotes, is null.
+    """The unit's rows; an empty value without quotes is null.
 
-    A row with another number of values than the header has a fault, and is null: which value is which, nobody knows.
+    A row whose number of values differs from the header's has a fault and is null: it is unknown which value belongs to which column.
     """
     delimiter = _DELIMITERS[columns.format]
     split = _splitter(delimiter)
@@ -118,7 +118,7 @@ def _rows(rows: Sequence[bytes], names: Sequence[str], wanted: Sequence[str], de
 
 
 def _fault(width: int, right: int) -> str:
-    return f"the row has {width} value{'s' if width != 1 else ''}, the header {right}"
+    return f"the row has {width} value{'s' if width != 1 else ''}, but the header has {right}"
 
 
 def _width(row: bytes, delimiter: bytes) -> int:
@@ -148,5 +148,5 @@ def _parsed(rows: Sequence[bytes], names: Sequence[str], wanted: Sequence[str], 
         ),
     )
     if table.num_rows != len(rows):
-        raise ValueError(f"{len(rows)} rows are {table.num_rows} to the parser")
+        raise ValueError(f"the parser found {table.num_rows} rows instead of {len(rows)}")
     return table

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 START = (0, 0)
 _ROWS_PER_BYTE = 10_000
-"""More no file holds in earnest; one that lies may ask for more units than the driver has memory for."""
+"""No real file has more; one that lies about its rows could ask for more units than the driver has memory for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Found:
     """What a file holds, as its format tells it without reading more than it must."""
 
     schema: pa.Schema | None
-    """None where the file has no rows that would say."""
+    """None where the file has no rows that would show it."""
     row_groups: tuple[int, ...]
     """Rows of each part that is cheap to begin at; a format without such parts has one."""
     marks: tuple[tuple[int, int], ...] = (START,)
@@ -31,7 +31,7 @@ class Rows:
     table: pa.Table
     """The columns that were asked for, or those that their paths begin with, and perhaps others."""
     faults: dict[int, str] = field(default_factory=dict)
-    """What is wrong with those rows of the table that are none, counted from its first: null but for what can be read of them."""
+    """Why rows of the table could not be read, by their number in it; they are null but for the columns that could be read."""
 
 
 def joined(parts: Iterable[Rows], schema: pa.Schema) -> Rows:
@@ -46,7 +46,7 @@ def joined(parts: Iterable[Rows], schema: pa.Schema) -> Rows:
 
 
 class RowError(ValueError):
-    """From which row on a file is no rows any more; the sentence is to follow the file's name."""
+    """A file cannot be split into rows from some row on; the sentence follows the file's name."""
 
 
 def require_possible(rows: tuple[int, ...], size: int) -> None:
@@ -56,4 +56,4 @@ def require_possible(rows: tuple[int, ...], size: int) -> None:
         ValueError: `size` bytes hold no such rows.
     """
     if min(rows, default=0) < 0 or sum(rows) > _ROWS_PER_BYTE * size:
-        raise ValueError(f"it is said to have {sum(rows)} rows in {size} bytes")
+        raise ValueError(f"it claims to have {sum(rows)} rows in {size} bytes")

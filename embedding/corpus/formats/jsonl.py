@@ -75,7 +75,9 @@ def with_types(columns: Columns, rows: Sequence[Mapping[str, Any]], uri: str) ->
         path = [column] if column in schema.names else column.split(".")
         kind = pa.string() if column in columns.texts else _type_of_most(_values(rows, path))
         if kind is None:
-            raise CorpusError(f"{uri}: column {column!r} has values that are of no one type; mend them, or leave it out")
+            raise CorpusError(
+                f"{uri}: column {column!r} has values of different types; give them one type, or leave it out of {columns.option(column)}"
+            )
         _put(types, path, type_to_json(kind))
     schema = schema_from_json(types)
     require_storable(schema, columns, uri)
@@ -126,7 +128,7 @@ def _split(data: bytes, *, last: bool) -> tuple[list[bytes], int]:
 def _objects(lines: Sequence[bytes]) -> list[dict[str, Any]]:
     """Those lines that are objects; the others are rejected rows, if there is one at all."""
     if lines[0].strip(_BLANK) == b"[":  # its last row alone would be an object, all others end with a comma
-        raise ValueError("it is one JSON array; write one object a line")
+        raise ValueError("it is a single JSON array; write one object per line")
     found: list[dict[str, Any]] = []
     first = ""
     for line in lines:
@@ -137,14 +139,14 @@ def _objects(lines: Sequence[bytes]) -> list[dict[str, Any]]:
         else:
             if isinstance(value, dict):
                 found.append(value)
-            first = first or f"it is of the type {type(value).__name__}"
+            first = first or f"the first is of the type {type(value).__name__}"
     if not found:
-        raise ValueError(f"no line at its beginning is a JSON object ({first}); write one object a line")
+        raise ValueError(f"none of its first lines is a JSON object ({first}); write one object per line")
     return found
 
 
 def _schema_of(rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
-    """Types of all keys; string where the values are of no one type, so that their rows are faults, where they are read at all."""
+    """Types of all keys; string where the values have different types: if the column is read, those rows are faults."""
     names = dict.fromkeys(name for row in rows for name in row)
     kinds = {name: _type_of([row.get(name) for row in rows]) for name in names}
     return pa.schema([(name, pa.string() if kind is None else kind) for name, kind in kinds.items()])
@@ -207,16 +209,16 @@ def _salvaged(lines: Sequence[bytes], schema: pa.Schema) -> Rows:
     """Lines that cannot be read, with those of their columns that can: one may be the id."""
     no_objects = bad_rows(lines, partial(_parsed, schema=pa.schema([])))
     objects = sorted(set(range(len(lines))).difference(no_objects))
-    faults = dict.fromkeys(no_objects, "the line is no JSON object")
+    faults = dict.fromkeys(no_objects, "the line is not a JSON object")
     columns = []
     for field in schema:
         parse = partial(_parsed, schema=pa.schema([field]))
         wrong = [objects[place] for place in bad_rows([lines[row] for row in objects], parse)]
         columns.append(parse_but(lines, {*no_objects, *wrong}, parse, pa.schema([field])).column(0))
-        reason = f"column {field.name!r} is not {str(field.type)[:_TYPE_CHARS]} as at the beginning of the corpus"
+        reason = f"column {field.name!r} is not {str(field.type)[:_TYPE_CHARS]}, its type at the beginning of the corpus"
         faults = dict.fromkeys(wrong, reason) | faults  # of several columns, the first is named
     for row in objects:
-        faults.setdefault(row, "the line cannot be read with all of its columns")
+        faults.setdefault(row, "the columns of the line cannot be read together")
     return Rows(pa.table(columns, schema=schema), faults)
 
 
@@ -232,7 +234,7 @@ def _parsed(lines: Sequence[bytes], schema: pa.Schema) -> pa.Table:
     data = b"\n".join(lines)
     trimmed = (line.strip(_BLANK) for line in lines)
     if b"\0" in data or not all(line.startswith(b"{") and line.endswith(b"}") for line in trimmed):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     table = pyarrow.json.read_json(
         pa.BufferReader(data),
         pyarrow.json.ReadOptions(use_threads=False, block_size=len(data) + 1),

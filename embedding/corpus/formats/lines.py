@@ -135,7 +135,7 @@ def _decompressed(stream: pa.NativeFile | BinaryIO, source: Source) -> pa.Native
     if codec is None:
         return stream
     if not source.size:
-        raise ValueError(f"it is empty, which nothing that {codec} made is")
+        raise ValueError(f"it is empty, but every {codec} file has at least a header")
     native = stream if isinstance(stream, pa.NativeFile) else pa.PythonFile(stream, mode="r")
     return pa.CompressedInputStream(pa.BufferedInputStream(native, _BLOCK_BYTES), codec)
 
@@ -160,6 +160,6 @@ def _blocks(
         yield row, place, rows
         row, place, rest = row + len(rows), place + used, data[used:]
         if len(rest) > _ROW_BYTES:
-            raise RowError(f"row {row} is longer than {_ROW_BYTES // 2**20} MiB; is it one document, or a quote that opens by accident?")
+            raise RowError(f"row {row} is longer than {_ROW_BYTES // 2**20} MiB; check for a missing line end or an unclosed quote")
     if rest:
         raise RowError(f"row {row} opens a quote that is never closed")

@@ -84,5 +84,7 @@ def format_of(names: Iterable[str], asked: str = AUTO) -> Format:
     if len(examples) > 1:
         (one, first), (other, second) = sorted(examples.items())[:2]
         found = f"{one.label} and {other.label} files ({first}, {second})"
-        raise CorpusError(f"the corpus has {found}; a run reads one format: say --input-format {one} or {other}, or name files by a glob")
+        raise CorpusError(
+            f"the corpus has {found}, but a run reads one format; set --input-format to {one} or {other}, or select files with a glob"
+        )
     return next(iter(examples))

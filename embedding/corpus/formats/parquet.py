@@ -64,7 +64,7 @@ def _row_groups(metadata: pq.FileMetaData, size: int) -> tuple[int, ...]:
     """
     rows = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
     if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
-        raise ValueError(f"its row groups have {sum(rows)} rows together, the file is said to have {metadata.num_rows}")
+        raise ValueError(f"its row groups have {sum(rows)} rows in total, but its footer says {metadata.num_rows}")
     require_possible(rows, size)
     return rows
 

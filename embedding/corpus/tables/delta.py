@@ -84,12 +84,12 @@ def _require_plain(table: Table, delta: DeltaTable, needed: Collection[str]) -> 
     if unknown := sorted(features - _HARMLESS):
         raise refusal(table, f"the features {', '.join(unknown)}", REWRITE)
     if delta.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
-        raise refusal(table, "mapped columns, whose names in its files are others", REWRITE)
+        raise refusal(table, "mapped columns, whose names are different in its files", REWRITE)
     if _DELETION_VECTORS in features and _deletes_rows(delta):
         raise refusal(table, "deletion vectors", f"purge them (REORG TABLE ... APPLY (PURGE)), or {REWRITE}")
     if partitions := [column for column in delta.metadata().partition_columns if column in needed]:
-        said = f"is partitioned by {partitions[0]!r}, which its files do not hold; leave the column out, or {REWRITE}"
-        raise CorpusError(f"--input {table.given} is a table of Delta Lake that {said}")
+        said = f"is partitioned by {partitions[0]!r}, which its files do not contain; leave that column out, or {REWRITE}"
+        raise CorpusError(f"--input {table.given} is {table.kind.described} that {said}")
 
 
 def _deletes_rows(delta: DeltaTable) -> bool:

@@ -61,8 +61,8 @@ def refuse_inside(given: str, fs: fsspec.AbstractFileSystem, folders: Iterable[s
             with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
                 for table, kind in tables_in(fs.ls(f"{folder}/{mark}", detail=False)).items():
                     url = url_of(fs, table)
-                    said = f"lies in the {kind} table {url}, and files alone do not say which rows are still in it"
-                    raise CorpusError(f"--input {given} {said}; name the table: --input {url}")
+                    said = f"lies in the {kind} table {url}, whose files alone do not tell which rows are still in it"
+                    raise CorpusError(f"--input {given} {said}; name the table itself: --input {url}")
 
 
 def refuse_below(given: str, fs: fsspec.AbstractFileSystem, tables: Mapping[str, Kind]) -> None:
@@ -73,8 +73,8 @@ def refuse_below(given: str, fs: fsspec.AbstractFileSystem, tables: Mapping[str,
     """
     for folder, kind in sorted(tables.items()):
         url = url_of(fs, folder)
-        said = f"holds the {kind} table {url}, and files alone do not say which rows are still in it"
-        raise CorpusError(f"--input {given} {said}; name tables by themselves: --input {url}")
+        said = f"contains the {kind} table {url}, whose files alone do not tell which rows are still in it"
+        raise CorpusError(f"--input {given} {said}; name each table by itself: --input {url}")
 
 
 def url_of(fs: fsspec.AbstractFileSystem, path: str) -> str:

@@ -65,8 +65,8 @@ def _newest(table: Table, storage: Storage, files: Details) -> str:
     number = int(hint) if hint.isdigit() and int(hint) in found else max(found)
     if len(found[number]) > 1:
         first, second = sorted(found[number])[:2]
-        said = f"is a table of Iceberg with two newest versions ({first}, {second}), of which only its catalog knows the right one"
-        raise CorpusError(f"--input {table.given} {said}; name that metadata file instead of the folder")
+        said = f"is {table.kind.described} with two newest versions ({first}, {second}), and only its catalog knows which is right"
+        raise CorpusError(f"--input {table.given} {said}; name the right metadata file instead of the folder")
     return found[number][0]
 
 
@@ -80,12 +80,13 @@ def _require_same_columns(table: Table, metadata: TableMetadata, current: Schema
         try:
             field = current.find_field(name)
         except ValueError:
-            raise CorpusError(f"--input {table.given} has no column {name!r}; columns are {', '.join(current.column_names)}") from None
+            remedy = f"name only its columns in --text-column and the like: {', '.join(current.column_names)}"
+            raise CorpusError(f"--input {table.given} has no column {name!r}; {remedy}") from None
         for schema in metadata.schemas:
             there, here = schema.find_column_name(field.field_id), {schema.find_column_name(each) for each in schema.field_ids}
             same = there == name and schema.find_type(field.field_id) == field.field_type if there else name not in here
             if not same:
-                raise refusal(table, f"columns that were renamed or retyped ({name!r} is one)", REWRITE)
+                raise refusal(table, f"renamed or retyped columns, such as {name!r}", REWRITE)
 
 
 def _require_plain(table: Table, task: FileScanTask) -> None:
@@ -97,7 +98,7 @@ def _require_plain(table: Table, task: FileScanTask) -> None:
     if task.delete_files:
         raise refusal(table, "delete files", f"compact it (rewrite_data_files), or {REWRITE}")
     if task.file.file_format is not FileFormat.PARQUET:
-        raise refusal(table, f"files in {task.file.file_format}", REWRITE)
+        raise refusal(table, f"{task.file.file_format} files", REWRITE)
 
 
 def _path(location: str) -> str:

@@ -20,7 +20,7 @@ def read_table(table: Table, fs: fsspec.AbstractFileSystem, files: Details, need
         CorpusError: the table is damaged, or a list of its files does not say which rows it has.
     """
     if table.kind not in _PACKAGES:
-        raise CorpusError(f"--input {table.given} is a table of {table.kind}, which is not read; {REWRITE}")
+        raise CorpusError(f"--input {table.given} is {table.kind.described}, which this job cannot read; {REWRITE}")
     live = _reader_of(table)(table, fs, files, needed)
     for file in live.files:
         require_inside(table, file)
@@ -39,7 +39,7 @@ def _reader_of(table: Table) -> Callable[[Table, fsspec.AbstractFileSystem, Deta
         if not (error.name or "").startswith(package):
             raise
         raise ConfigError(
-            f"--input {table.given} is a table of {table.kind}, and {package}, which reads it, is not installed; "
-            f"pip install 'embed-corpus[{extra}]'"
+            f"--input {table.given} is {table.kind.described}, but {package}, which reads it, is not installed; "
+            f"run pip install 'embed-corpus[{extra}]'"
         ) from error
     return read

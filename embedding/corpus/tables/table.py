@@ -10,7 +10,7 @@ from embedding.errors import CorpusError, first_line
 
 Details: TypeAlias = dict[str, dict[str, Any]]
 """Files by their path on the file system, with what it says of each."""
-REWRITE = "write its rows as plain Parquet and name that"
+REWRITE = "write its rows to plain Parquet files and name those"
 """What is left to do with a table that is not read."""
 
 
@@ -21,6 +21,11 @@ class Kind(StrEnum):
     ICEBERG = "Iceberg"
     HUDI = "Hudi"
     LANCE = "Lance"
+
+    @property
+    def described(self) -> str:
+        """A table of this kind, in a sentence."""
+        return f"{'an' if self is Kind.ICEBERG else 'a'} {self} table"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +57,15 @@ def require_inside(table: Table, path: str) -> None:
         CorpusError: it does not.
     """
     if not path.startswith(f"{table.folder}/") or ".." in path.split("/"):
-        said = f"names {path}, which lies outside its folder, as where a table was moved or shares files with another"
+        said = f"lists {path}, which lies outside its folder, perhaps because the table was moved or shares files with another"
         raise CorpusError(f"--input {table.given} {said}; {REWRITE}")
 
 
 def refusal(table: Table, has: str, remedy: str) -> CorpusError:
     """The error for a table of which the list of its files does not tell the rows."""
-    return CorpusError(f"--input {table.given} is a table of {table.kind} that has {has}, which are not read; {remedy}")
+    return CorpusError(f"--input {table.given} is {table.kind.described} with {has}, which this job cannot read; {remedy}")
 
 
 def damaged(table: Table, error: Exception) -> CorpusError:
-    """The error for a table that its library can not read."""
-    return CorpusError(f"--input {table.given} is no readable table of {table.kind}: {first_line(error)}")
+    """The error for a table that its library cannot read."""
+    return CorpusError(f"--input {table.given} is not a readable {table.kind} table: {first_line(error)}")

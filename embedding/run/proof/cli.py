@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from embedding.run.proof.result import Proof
 
 _HELP = " ".join(
-    """Prove an output of embed_corpus.py from the outside: every shard is read and compared with its source, a sample is embedded again.
-    Nothing is written into it without --repair. Every option can also stand in a YAML file (--config) or in the environment (EMBED_SAMPLE
-    for --sample). The last line on stdout is a JSON summary. Exit codes: 0 proved, 3 something is wrong (what, is on stderr and at
-    --json-summary), 1 crashed (nothing is proved), 2 usage or configuration, 4 --repair met a run, 130/143 interrupted.""".split()
+    """Verify an output of embed_corpus.py: read every shard, compare it with its source, and embed a sample again. Without --repair,
+    nothing is written to the output. Every option can also be set in a YAML file (--config) or in the environment (EMBED_SAMPLE for
+    --sample). The last line on stdout is a JSON summary; the verdict and what is wrong go to stderr. Exit codes: 0 proved,
+    1 crashed (nothing is proved), 2 wrong usage or configuration, 3 not proved, 4 --repair met a run, 130/143 interrupted.""".split()
 )
 
 
@@ -46,6 +46,7 @@ def _verify(argv: list[str]) -> int:
     stdout = sys.stdout
 
     def report(proof: Proof) -> None:
+        print(proof.verdict, file=sys.stderr)
         print(proof.line(), file=stdout, flush=True)
 
     with redirect_stdout(OtherVoices()):  # Ray prints its workers' troubles to stdout, which is the summary's alone

@@ -7,10 +7,19 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Literal, TypeAlias
 
-from embedding.corpus.findings import CheckedUnit, Finding
-from embedding.errors import ExitCode
+from embedding.corpus.findings import CheckedUnit, Finding, Kind
+from embedding.corpus.verify import NOT_OURS_TO_MEND
+from embedding.errors import ExitCode, count
 
 ProofStatus: TypeAlias = Literal["proved", "not proved", "repaired", "interrupted", "crashed"]
+
+_CASES = {
+    Kind.NOT_COMPLETE: ("run not finished", "run the job to complete the output"),
+    Kind.SOURCE_CHANGED: ("sources changed since", "run the job to embed what is there now"),
+    Kind.UNREADABLE_SOURCE: ("sources unreadable", "restore them and verify again"),
+    Kind.FOREIGN_FILE: ("foreign files in data/", "move them elsewhere"),
+}
+"""Where nothing of the output is wrong itself: what is said, and what is to be done. The first that is found counts."""
 
 
 @dataclass
@@ -39,7 +48,7 @@ class Proof:
     """Every finding."""
     removed: list[str] = field(default_factory=list)
 
-    def count(self, checked: CheckedUnit) -> None:
+    def add(self, checked: CheckedUnit) -> None:
         """Count one shard."""
         self.shards += 1
         if checked.finding is None:
@@ -56,6 +65,27 @@ class Proof:
     def exit_code(self) -> ExitCode:
         """What the process answers."""
         return ExitCode.COMPLETE if self.status == "proved" else ExitCode.FAILED_UNITS
+
+    @property
+    def verdict(self) -> str:
+        """What it comes to in one line, whose first words tell the cases of exit code 3 apart."""
+        checked = f"{count(self.shards, 'shard')}, {count(self.rows, 'row')}"
+        if self.status == "proved":
+            if self.worst_cosine is None:
+                return f"proved: {checked}, no vectors compared"
+            return f"proved: {checked}, worst cosine {self.worst_cosine:.7f} of {count(self.sampled, 'row')}"
+        if self.status == "repaired":
+            return f"repaired: {count(self.deleted, 'object')} deleted; run the job to rebuild the output"
+        if self.status != "not proved":
+            return f"{self.status}: nothing is proved"
+        kinds = {finding.kind for finding in self.details}
+        found = ", ".join(f"{number:,} {kind}" for kind, number in self.findings.items())
+        if kinds - NOT_OURS_TO_MEND:
+            return f"damaged: {checked} without a fault, but {found}; use --repair, then run the job to rebuild the rest"
+        for kind, (case, remedy) in _CASES.items():
+            if kind in kinds:
+                return f"{case}: {checked} without a fault, but {found}; {remedy}"
+        raise AssertionError(f"no case for {found}")
 
     def line(self) -> str:
         """The one-line JSON, without the lists, which may be long."""

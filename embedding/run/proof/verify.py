@@ -25,7 +25,7 @@ from embedding.corpus.sources import list_inputs
 from embedding.corpus.storage import open_storage
 from embedding.corpus.vectors import VectorColumns
 from embedding.corpus.verify import Claims, false_claims, missing_shards, repair
-from embedding.errors import ConfigError, ModelError
+from embedding.errors import ConfigError, ModelError, count
 from embedding.model.spec import TRUNCATE, ModelSpec
 from embedding.run.checker import CheckJob
 from embedding.run.cluster import Cluster
@@ -66,7 +66,7 @@ def verify_corpus(config: VerifyConfig, *, on_end: Callable[[Proof], None] | Non
     output = Output(config.output)
     settings = output.settings()
     if settings is None:
-        raise ConfigError(f"{output.url} is no output of this job: it has no _control/job.json; check the path")
+        raise ConfigError(f"{output.url} is not an output of this job: it has no _control/job.json; check the path")
     output = Output(config.output, shards_of_output(settings))
     output.form.require()
     model = model_of_output(config, settings, output) if config.sample else None
@@ -104,12 +104,13 @@ def model_of_output(config: VerifyConfig, settings: JobSettings, output: Output)
     """
     options = model_options(settings, output.url, config.model, trust_remote_code=config.trust_remote_code)
     if settings.vectors["code_sha256"] is not None and not config.trust_remote_code:
-        raise ModelError(f"{options.model} brings its own code; say --trust-remote-code to run it, or --sample 0 to compare no vectors")
+        raise ModelError(f"{options.model} brings its own code; add --trust-remote-code to run it, or --sample 0 to compare no vectors")
     spec = find_model(options, precision="fp32")
     found = {**spec.fingerprint_fields(), "precision": settings.vectors["precision"]}
     if differing := [key for key, value in found.items() if settings.vectors.get(key) != value]:
         raise ModelError(
-            f"{options.model} is not the model of {output.url}, differing in {', '.join(differing)}; say --model, or --sample 0"
+            f"{options.model} is not the model of {output.url}, but differs in {', '.join(differing)}; set --model to the right one, "
+            "or use --sample 0 to compare no vectors"
         )
     return spec
 
@@ -132,7 +133,7 @@ def examine(
     claims = Claims.of(output)
     findings = list(missing_shards(claims, units))
     committed = [unit for unit in units if unit.shard in claims.shards]
-    log.info("%d shards of %d units to check", len(committed), len(units))
+    log.info("checking %s of %s", count(len(committed), "shard"), count(len(units), "unit"))
     proof.seed = secrets.randbelow(2**32) if config.seed is None else config.seed
     job = CheckJob(output.url, rules_of_output(settings), choose_rows(committed, config.sample, proof.seed))
     checked = _collect(run(committed, job) if committed else (), committed, proof, silent=config.progress == "none")
@@ -141,7 +142,9 @@ def examine(
     findings += [each.finding for each in checked.values() if each.finding is not None]
     findings += false_claims(claims, units, checked, output)
     if claims.complete and not output.is_complete():
-        findings.append(Finding(Kind.NOT_COMPLETE, SUCCESS, "a run began while the output was checked; verify again when it is done"))
+        findings.append(
+            Finding(Kind.NOT_COMPLETE, SUCCESS, "a run started while the output was being verified; verify again when it is done")
+        )
     _tell(findings)
     return findings
 
@@ -153,12 +156,12 @@ def _collect(answers: Iterable[CheckedUnit], units: Sequence[Unit], proof: Proof
     for checked in answers:
         found[checked.unit] = checked
         bad += checked.finding is not None
-        proof.count(checked)
+        proof.add(checked)
         if not silent and (time.monotonic() - shown > _LOG_SECONDS or len(found) == len(units)):
             shown = time.monotonic()
-            log.info("%d of %d shards checked, %s rows, %d shards bad", len(found), len(units), f"{proof.rows:,}", bad)
+            log.info("checked %d of %s, %s, %d bad", len(found), count(len(units), "shard"), count(proof.rows, "row"), bad)
     if len({each.versions for each in found.values() if each.finding is None}) > 1:
-        log.info("runs with different versions of the libraries made these shards, so a vector's last bits depend on which")
+        log.info("different library versions made these shards, so the last bits of their vectors may differ")
     return {unit.id: found[unit.id] for unit in units}
 
 
@@ -179,10 +182,10 @@ def rules_of_output(settings: JobSettings) -> Rules:
     )
 
 
-def choose_rows(units: Sequence[Unit], count: int, seed: int) -> dict[str, tuple[int, ...]]:
-    """`count` random rows over all units, each at most once: by unit id the rows, counted from the unit's first."""
+def choose_rows(units: Sequence[Unit], number: int, seed: int) -> dict[str, tuple[int, ...]]:
+    """`number` random rows over all units, each at most once: by unit id the rows, counted from the unit's first."""
     starts = [0, *accumulate(unit.num_rows for unit in units)]
-    chosen = np.random.default_rng(seed).choice(starts[-1], min(count, starts[-1]), replace=False, shuffle=False)
+    chosen = np.random.default_rng(seed).choice(starts[-1], min(number, starts[-1]), replace=False, shuffle=False)
     rows: dict[str, tuple[int, ...]] = defaultdict(tuple)
     for row in np.sort(chosen).tolist():
         index = int(np.searchsorted(starts, row, side="right")) - 1
@@ -212,12 +215,14 @@ def _compare_vectors(model: ModelSpec, settings: JobSettings, units: Sequence[Un
             proof.worst_cosine = min(cosine, proof.worst_cosine if proof.worst_cosine is not None else 1.0)
             if not _alike(cosine, length, least):
                 row = f"row {unit.first_row + sample.source_row}{'' if sample.chunk is None else f', chunk {sample.chunk},'}"
-                what = f"the vector of {row} of {unit.source.uri} is not its text's: cosine {cosine:.6f}"
-                checked[unit.id] = CheckedUnit(unit.id, Finding(Kind.WRONG_VECTOR, unit.shard, f"{what}, length {length:.6g} times"))
+                what = f"the vector of {row} of {unit.source.uri} does not match its text: cosine {cosine:.6f}"
+                checked[unit.id] = CheckedUnit(
+                    unit.id, Finding(Kind.WRONG_VECTOR, unit.shard, f"{what}, {length:.6g} times the right length")
+                )
 
 
 def _agreements(sample: Sample, right: Floats, columns: VectorColumns) -> Iterator[tuple[float, float]]:
-    """Of each vector of a row, cosine and length beside the right one, which lies in `right` beside the others."""
+    """For each vector of a row, its cosine and relative length to the right one; `right` holds those of all columns side by side."""
     for (name, part), kind, values in zip(columns.parts(right[None]).items(), columns.types.values(), sample.vectors, strict=True):
         stored, right_D = np.array(values, kind.value_type.to_pandas_dtype()), part[0].astype(np.float64)
         if is_packed(columns.dtype):
@@ -264,9 +269,9 @@ def _tell(findings: Sequence[Finding]) -> None:
         shown[finding.kind] += 1
         if shown[finding.kind] <= _SHOWN_PER_KIND:
             log.warning("%s: %s: %s", finding.kind, finding.name, finding.what)
-    for kind, count in shown.items():
-        if count > _SHOWN_PER_KIND:
-            log.warning("%s: %d more, all of them at --json-summary", kind, count - _SHOWN_PER_KIND)
+    for kind, number in shown.items():
+        if number > _SHOWN_PER_KIND:
+            log.warning("%s: %d more; --json-summary lists them all", kind, number - _SHOWN_PER_KIND)
 
 
 def _publish(config: VerifyConfig, proof: Proof, on_end: Callable[[Proof], None] | None) -> None:

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from embedding.corpus.lengths import LENGTH_EDGES
+from embedding.errors import count
 from embedding.run.report.measures import Pace, WorkerTime
 from embedding.run.report.wording import short_number
 
@@ -72,7 +73,7 @@ class Drawing:
 def pace_svg(pace: Pace) -> str:
     """Tokens a second over the run."""
     unit, scale = next((unit, scale) for unit, scale in _CLOCK if pace.seconds >= 2 * scale or scale == 1)
-    peak = f"between {pace.tokens_per_second.min():,.0f} and {pace.tokens_per_second.max():,.0f} tokens/s"
+    peak = f"Between {pace.tokens_per_second.min():,.0f} and {pace.tokens_per_second.max():,.0f} tokens/s"
     with _drawing("pace", "Tokens per second over the run", f"{peak}, over {pace.seconds / scale:.1f} {unit}.") as drawing:
         axes = drawing.axes
         axes.stairs(pace.tokens_per_second, pace.edges / scale, fill=True, color=_COLOURS["c0"], alpha=0.2)
@@ -90,7 +91,7 @@ def lengths_svg(counts: npt.NDArray[np.int64], truncated: int, max_tokens: int) 
     shown, bins = counts[first : last + 1], np.arange(first, last + 1)
     limit = float(np.interp(max_tokens, LENGTH_EDGES, np.arange(len(LENGTH_EDGES))))
     most = int(LENGTH_EDGES[int(counts.argmax())])
-    words = f"The commonest length is about {most} tokens; {truncated:,} rows were cut at {max_tokens} tokens."
+    words = f"The most common length is about {most} tokens; {truncated:,} rows were truncated at {max_tokens} tokens."
     with _drawing("lengths", "Rows by length in tokens", words) as drawing:
         axes = drawing.axes
         cut = np.zeros(len(shown))
@@ -104,7 +105,7 @@ def lengths_svg(counts: npt.NDArray[np.int64], truncated: int, max_tokens: int) 
         marks = [edge for edge in range(first, last + 2) if edge in (1, 2, 4) or (edge >= 8 and edge % 4 == 0)]
         axes.set_xticks(marks, [short_number(float(LENGTH_EDGES[mark])) for mark in marks])
         axes.set(
-            xlabel="tokens of a row (logarithmic)", xlim=(first - 0.2, last + 1.2), ylim=(0, 1.12 * max(1, int(shown.max())))
+            xlabel="tokens per row (logarithmic)", xlim=(first - 0.2, last + 1.2), ylim=(0, 1.12 * max(1, int(shown.max())))
         )  # room for the label
         axes.yaxis.set_major_formatter(FuncFormatter(short_number))
         return _svg(drawing)
@@ -113,14 +114,14 @@ def lengths_svg(counts: npt.NDArray[np.int64], truncated: int, max_tokens: int) 
 def workers_svg(workers: Sequence[WorkerTime]) -> str:
     """A bar for each worker: what its time went to."""
     busy = [100 * worker.encoding / worker.seconds for worker in workers]
-    words = f"{len(workers)} workers; each encoded between {min(busy):.0f}% and {max(busy):.0f}% of the time."
+    words = f"{count(len(workers), 'worker')}; each encoded between {min(busy):.0f}% and {max(busy):.0f}% of the time."
     with _drawing("workers", "Where each worker's time went", words, height=74 + 30 * len(workers)) as drawing:
         axes, rows, left = drawing.axes, np.arange(len(workers)), np.zeros(len(workers))
         for colour, part in (("c0", "encoding"), ("c2", "tokenizing"), ("c1", "waiting"), ("c7", "outside")):
             shares = np.array([getattr(worker, part) / worker.seconds for worker in workers])
             axes.barh(rows, shares, left=left, height=0.62, color=_COLOURS[colour])
             left += shares
-        axes.set(xlim=(0, 1), ylim=(len(workers) - 0.5, -0.5), xlabel="share of the time from the first batch to the last")
+        axes.set(xlim=(0, 1), ylim=(len(workers) - 0.5, -0.5), xlabel="share of the time between the first and the last batch")
         axes.set_yticks(rows, [_label(worker.name) for worker in workers])
         axes.set_position((132 / _WIDTH, axes.get_position().y0, (_WIDTH - 132 - 22) / _WIDTH, axes.get_position().height))
         axes.grid(visible=False)
@@ -150,7 +151,7 @@ def plane_svg(plane_R2: Floats, classes_R: Sequence[int], titles_R: Sequence[str
 
 def cosines_svg(cosines: Floats, nearest: Floats) -> str:
     """How alike two rows are, and a row and its nearest."""
-    words = f"Any two rows: {np.median(cosines):.2f} in the middle; a row and its nearest: {np.median(nearest):.2f}."
+    words = f"Medians: {np.median(cosines):.2f} for any two rows, {np.median(nearest):.2f} for a row and its nearest."
     with _drawing("cosines", "Cosines between sampled vectors", words) as drawing:
         axes = drawing.axes
         edges = np.linspace(min(-0.05, float(cosines.min())), max(1.0, float(nearest.max())), 61)
@@ -165,7 +166,7 @@ def cosines_svg(cosines: Floats, nearest: Floats) -> str:
 
 def norms_svg(norms: Floats) -> str:
     """Lengths of the vectors, where they are not all the same."""
-    words = f"Between {norms.min():.3g} and {norms.max():.3g}, {np.median(norms):.3g} in the middle."
+    words = f"Between {norms.min():.3g} and {norms.max():.3g}, with a median of {np.median(norms):.3g}."
     with _drawing("norms", "Lengths of sampled vectors", words) as drawing:
         axes = drawing.axes
         axes.hist(norms, bins=40, color=_COLOURS["c0"], rwidth=0.86)

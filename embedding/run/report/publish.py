@@ -28,7 +28,7 @@ def write_report(output: Output, summary: Summary, settings: JobSettings, shards
         try:
             output.storage.put(name, make_report(output, summary, settings, shards, model=model).encode())
         except Exception as error:  # noqa: BLE001  (nothing that a report meets may fail a run that is done)
-            log.warning("no report was made: %s: %s", type(error).__name__, error)
+            log.warning("the report could not be made: %s: %s", type(error).__name__, error)
         else:
             log.info("report: %s/%s", output.url, name)
 
@@ -37,7 +37,7 @@ def write_report(output: Output, summary: Summary, settings: JobSettings, shards
     thread.start()
     thread.join(_PATIENCE_SECONDS)
     if thread.is_alive():
-        log.warning("no report was made within %.0f seconds; it is given up", _PATIENCE_SECONDS)
+        log.warning("the report was not finished within %.0f seconds and is left out", _PATIENCE_SECONDS)
 
 
 def make_report(output: Output, summary: Summary, settings: JobSettings, shards: Sequence[str], *, model: str) -> str:

@@ -9,11 +9,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from embedding.corpus.lengths import LENGTH_EDGES
+from embedding.errors import count
 from embedding.run.report import figures, measures
 from embedding.run.report.measures import WorkerTime
 from embedding.run.report.page import Findings, Item, Numbers, Page, Section
 from embedding.run.report.vectors import collapse
-from embedding.run.report.wording import Named, classify_rows, count, duration, file_name, name_rows, said, share, short_number
+from embedding.run.report.wording import Named, classify_rows, duration, file_name, name_rows, said, share, short_number
 from embedding.run.settings import vectors_of_output
 from embedding.run.summary import CLIPPED_SHARE, Summary, clipped
 
@@ -34,9 +35,9 @@ def page_of(found: Findings) -> Page:
     tiles = [
         ("Rows with a vector", f"{rows - rejected:,}", f"of {corpus:,} in the corpus"),
         ("Rejected", f"{rejected:,}", f"{share(rejected, corpus)} of the corpus"),
-        ("Tokens", short_number(tokens), f"{tokens / max(1, rows - rejected):.0f} a row"),
+        ("Tokens", short_number(tokens), f"{tokens / max(1, rows - rejected):.0f} per row"),
         ("Tokens per second", f"{summary.tokens_per_second:,.0f}", f"{summary.rows_per_second:,.1f} rows/s, this run"),
-        ("Wall time", duration(summary.seconds), "this run, start included"),
+        ("Wall time", duration(summary.seconds), "this run, including startup"),
         ("Vectors", f"{found.settings.vectors.get('dimensions', '')}", f"dimensions of {found.model.rpartition('/')[2]}"),
     ]
     sections = [*_speed(found), _texts(found, rows, rejected), *_vectors(found), _provenance(found)]
@@ -44,7 +45,7 @@ def page_of(found: Findings) -> Page:
         title=f"{summary.output}: {summary.status}",
         good=good,
         verdict="Complete." if good else "Not complete.",
-        sentence=f"{count(rows - rejected, 'row')} of {corpus:,} have a vector, {rejected:,} are rejected." if good else _failed(summary),
+        sentence=f"{rows - rejected:,} of {count(corpus, 'row')} have a vector; {rejected:,} were rejected." if good else _failed(summary),
         tiles=tiles,
         warnings=_warnings(found),
         sections=sections,
@@ -65,7 +66,7 @@ def _warnings(found: Findings) -> list[str]:
     truncated, padding, tokens = (measures.total(table, name) for name in ("truncated", "padding", "tokens"))
     if truncated > 0.1 * good:
         warnings.append(
-            f"{share(truncated, good)} of the rows were longer than max_tokens={found.settings.vectors.get('max_tokens')} and cut there."
+            f"{share(truncated, good)} of the rows were longer than max_tokens={found.settings.vectors.get('max_tokens')} and truncated."
         )
     if padding > 0.1 * (tokens + padding):
         warnings.append(f"{share(padding, tokens + padding)} of the computed tokens were padding.")
@@ -75,7 +76,7 @@ def _warnings(found: Findings) -> list[str]:
     missing = found.shards - table.num_rows
     if missing > 0:
         warnings.append(
-            f"Records of {count(missing, 'shard')} are lost or were not read, so that counts here are too low; the manifest has them all."
+            f"The records of {count(missing, 'shard')} are lost or were not read, so counts here are too low; the manifest has them all."
         )
     if sample.unread:
         warnings.append(f"{count(len(sample.unread), 'shard')} of the sample could not be read: {sample.unread[0]}")
@@ -101,14 +102,14 @@ def _speed(found: Findings) -> list[Section]:
     tokens, padding = measures.total(timed, "tokens"), measures.total(timed, "padding")
     which = "This run" if run == found.summary.run else f"This run had nothing to embed; run {run}"
     at_work = f"{count(timed.num_rows, 'unit')} with {tokens:,} tokens on {count(len(workers), 'worker')}"
-    lead = f"{which} encoded {at_work}, {duration(pace.seconds)} from the first batch to the last."
-    lead += f" Of the computed tokens {share(padding, tokens + padding)} were padding."
+    lead = f"{which} encoded {at_work} in {duration(pace.seconds)}, counted from the first batch to the last."
+    lead += f" Padding was {share(padding, tokens + padding)} of the computed tokens."
     rates = pace.tokens_per_second
     middle = np.median(rates)
     steady = float((np.abs(rates - middle) <= 0.2 * middle).mean())
     pace_item = Item(
         "Throughput, tokens/s",
-        f"{middle:,.0f} tokens/s in the middle; {steady:.0%} of the time the pace was within a fifth of that.",
+        f"Median {middle:,.0f} tokens/s; for {steady:.0%} of the time, the rate was within 20% of that.",
         Numbers(
             ("From", "To", "Tokens/s"),
             [
@@ -127,13 +128,13 @@ def _workers(workers: list[WorkerTime]) -> Item:
     all_time = sum(worker.seconds for worker in workers)
     parts = {name: sum(getattr(worker, name) for worker in workers) / all_time for name in ("encoding", "tokenizing", "waiting", "outside")}
     reading = (
-        f"Workers encoded {parts['encoding']:.1%} of the time. They waited {parts['waiting']:.1%} for units (reads, writes, scheduling), "
-        f"{parts['tokenizing']:.1%} for the tokenizer, and spent {parts['outside']:.1%} before their first or after their last unit."
+        f"Workers spent {parts['encoding']:.1%} of the time encoding, {parts['waiting']:.1%} waiting for units (reads, writes, scheduling),"
+        f" {parts['tokenizing']:.1%} waiting for the tokenizer, and {parts['outside']:.1%} before their first or after their last unit."
     )
     if len(workers) > 1:
-        reading += f" The busiest had {workers[0].tokens / max(1, workers[-1].tokens):.2f} times the tokens of the least busy."
+        reading += f" The busiest processed {workers[0].tokens / max(1, workers[-1].tokens):.2f} times as many tokens as the least busy."
     if len(shown) < len(workers):
-        reading += f" Drawn are the {len(shown) // 2} with most and the {len(shown) // 2} with fewest tokens of {len(workers)}."
+        reading += f" Of {len(workers)} workers, those with the most and the fewest tokens are shown, {len(shown) // 2} of each."
     heads = ("Worker", "Units", "Tokens", "Tokens/s", "Encoding", "Tokenizing", "Waiting", "Outside")
     rows = [
         (
@@ -145,12 +146,12 @@ def _workers(workers: list[WorkerTime]) -> Item:
         )
         for worker in shown
     ]
-    legend = [("c0", "encoding"), ("c2", "tokenizing"), ("c1", "waiting"), ("c7", "before first, after last unit")]
+    legend = [("c0", "encoding"), ("c2", "tokenizing"), ("c1", "waiting"), ("c7", "before first or after last unit")]
     return Item("Workers", reading, Numbers(heads, rows, heads[1:]), figures.workers_svg(shown), legend)
 
 
 def _slowest(timed: pa.Table) -> Item:
-    heads = ("Source", "First row", "Rows", "Tokens", "Read s", "Tokenize s", "Encode s", "Write s", "All s")
+    heads = ("Source", "First row", "Rows", "Tokens", "Read (s)", "Tokenize (s)", "Encode (s)", "Write (s)", "Total (s)")
     units = measures.slowest(timed)
     steps = ("read_seconds", "tokenize_seconds", "encode_seconds", "write_seconds", "seconds")
     rows = [
@@ -164,7 +165,7 @@ def _slowest(timed: pa.Table) -> Item:
         for unit in units
     ]
     mean = float(np.mean([measures.numbers(timed, name) for name in steps[:-1]]) * (len(steps) - 1))
-    reading = f"The slowest took {units[0]['seconds']:,.1f} s from the read to the put; a unit takes {mean:,.1f} s on average."
+    reading = f"The slowest took {units[0]['seconds']:,.1f} s from read to write; the average unit took {mean:,.1f} s."
     return Item("Slowest units", reading, Numbers(heads, rows, heads[1:]))
 
 
@@ -178,10 +179,10 @@ def _texts(found: Findings, rows: int, rejected: int) -> Section:
     if counts.any() and max_tokens:
         used = np.flatnonzero(counts)
         bins = [(f"{LENGTH_EDGES[at]:,} to {LENGTH_EDGES[at + 1] - 1:,}", f"{counts[at]:,}") for at in used]
-        cut = f"{share(truncated, rows - rejected)} of the rows were longer than max_tokens={max_tokens:,} and cut there"
-        cut = "Texts longer than that are cut into chunks" if chunks else cut
+        cut = f"{share(truncated, rows - rejected)} of the rows were longer than max_tokens={max_tokens:,} and were truncated"
+        cut = f"Texts longer than max_tokens={max_tokens:,} are cut into chunks" if chunks else cut
         reading = f"{cut}; half of the {what} have at most {_median_bound(counts):,} tokens."
-        legend = [("c0", "whole"), ("c1", "cut")]
+        legend = [("c0", "whole"), ("c1", "truncated")]
         items.append(
             Item(
                 f"{what.capitalize()} by length in tokens",
@@ -191,24 +192,24 @@ def _texts(found: Findings, rows: int, rejected: int) -> Section:
                 legend,
             )
         )
-    equal = f"{'chunks' if chunks else 'of these'} equal to an earlier {'one' if chunks else 'row'} of their unit"
+    equal = f"{'chunks' if chunks else 'of these,'} equal to an earlier {'one' if chunks else 'row'} of their unit"
     became = [
         ("with a vector", f"{rows - rejected:,}", share(rows - rejected, rows)),
-        ("of these cut at max_tokens", f"{truncated:,}", share(truncated, rows)),
+        ("of these, truncated at max_tokens", f"{truncated:,}", share(truncated, rows)),
         (equal, f"{duplicates:,}", share(duplicates, chunks or rows)),
         ("rejected", f"{rejected:,}", share(rejected, rows)),
     ]
-    made = f"{rows - rejected:,} rows gave {chunks:,} chunks. " if chunks else ""
+    made = f"{rows - rejected:,} rows became {chunks:,} chunks. " if chunks else ""
     items.append(
         Item(
             "What became of the rows",
-            f"{made}Equal {what} are encoded once and share the vector.",
+            f"{made}Equal {what} in a unit are encoded once and share their vector.",
             Numbers(("Rows", "Count", "Share"), became, ("Count", "Share")),
         )
     )
     blocks = []
     if rejections.reasons:
-        scope = "" if rejections.rows >= rejected else f" Counted in {rejections.rows:,} of them."
+        scope = "" if rejections.rows >= rejected else f" The counts cover {rejections.rows:,} of them."
         examples = [
             (
                 reason,
@@ -219,19 +220,19 @@ def _texts(found: Findings, rows: int, rejected: int) -> Section:
             for row in [rejections.examples[reason]]
         ]
         listed = f"All are listed in _control/rejected.{scope}"
-        blocks.append(Item("Rejected rows by reason", listed, Numbers(("Reason", "Rows", "The first of them"), examples, ("Rows",))))
+        blocks.append(Item("Rejected rows by reason", listed, Numbers(("Reason", "Rows", "First example"), examples, ("Rows",))))
     if failures := found.summary.failures:
         blocks.append(_failures(found.summary, failures[:_FAILURES]))
-    lead = f"{count(rows, 'row')} of {count(table.num_rows, 'shard')}, all runs of this output together."
+    lead = f"{count(rows, 'row')} in {count(table.num_rows, 'shard')}, from all runs on this output."
     return Section("Texts", lead, items, blocks=blocks)
 
 
 def _failures(summary: Summary, shown: Sequence[Mapping[str, object]]) -> Item:
-    """Units, and files that could not be read, of which nobody knows the rows."""
+    """Units, and files that could not be read, whose rows are unknown."""
     titles = ["failed units"] * (summary.units_failed > 0) + ["unreadable source files"] * (summary.files_failed > 0)
     cells = [["" if unit[key] is None else unit[key] for key in ("first_row", "rows", "reason")] for unit in shown]
     rows = [(file_name(str(unit["source"])), *facts) for unit, facts in zip(shown, cells, strict=True)]
-    reading = f"{_failed(summary)} The same command again tries again; summary.json lists all."
+    reading = f"{_failed(summary)} Running the same command again retries them; summary.json lists all of them."
     table = Numbers(("Source", "First row", "Rows", "Reason"), rows, ("First row", "Rows"))
     return Item(" and ".join(titles).capitalize(), reading, table)
 
@@ -249,7 +250,7 @@ def _vectors(found: Findings) -> list[Section]:
         f"{names[row].name} ({classes.labels[number]})" if classes.labels else names[row].name
         for row, number in zip(points, of_points, strict=True)
     ]
-    coloured = f" Coloured by {classes.column}." if classes.column else ""
+    coloured = f" Colored by {classes.column}." if classes.column else ""
     plane = Item(
         "Map",
         f"{len(points):,} rows on the two axes along which they differ most; these show {facts.plane_share:.0%} of the variance.{coloured}",
@@ -260,30 +261,30 @@ def _vectors(found: Findings) -> list[Section]:
     items = [plane]
     if len(facts.cosines):
         any_two, nearest = np.median(facts.cosines), np.median(facts.nearest_U)
-        reading = f"Two rows have a cosine of {any_two:.2f} in the middle, a row and its nearest one {nearest:.2f}."
+        reading = f"The median cosine of any two rows is {any_two:.2f}, that of a row and its nearest row {nearest:.2f}."
         legend = [("c0", "any two rows"), ("c1", "a row and its nearest")]
         items.append(Item("Cosines, share of pairs", reading, None, figures.cosines_svg(facts.cosines, facts.nearest_U), legend))
     if not facts.unit_length:
-        reading = f"The vectors are not normalized: {facts.norms_R.min():.3g} to {facts.norms_R.max():.3g} long."
+        reading = f"The vectors are not normalized; their lengths range from {facts.norms_R.min():.3g} to {facts.norms_R.max():.3g}."
         items.append(Item("Lengths", reading, None, figures.norms_svg(facts.norms_R)))
-    length = "1 (normalized)" if facts.unit_length else f"{np.median(facts.norms_R):.4g} in the middle"
+    length = "1 (normalized)" if facts.unit_length else f"{np.median(facts.norms_R):.4g} (median)"
     numbers = [
-        ("Vectors looked at", f"{facts.rows:,}"),
-        ("Different ones among them", f"{facts.distinct:,}"),
+        ("Vectors in the sample", f"{facts.rows:,}"),
+        ("Distinct vectors", f"{facts.distinct:,}"),
         ("Length", length),
-        ("Mean cosine of two different ones", f"{facts.mean_cosine:.3f}"),
+        ("Mean cosine of two distinct vectors", f"{facts.mean_cosine:.3f}"),
         ("Effective dimensions", f"{facts.effective_dimensions:.0f} of {min(facts.dimensions, max(1, facts.distinct - 1))}"),
     ]
     outside, stored = _clipped(found)
     if stored:
-        numbers.append(("Clipped to the ranges of int8, of all numbers", share(outside, stored)))
+        numbers.append(("Numbers clipped to the int8 ranges", share(outside, stored)))
     healthy = "No sign of collapse." if not collapse(facts, scanned=sample.scanned, repeats=sample.repeats) else "See the warnings above."
     items.append(Item("Health", healthy, Numbers(("Measure", "Value"), numbers, ("Value",))))
     near = [
         (names[one.row], [Named(names[row].name, names[row].text, f"{cosine:.2f}") for row, cosine in one.nearest])
         for one in facts.neighbours
     ]
-    lead = f"A sample of {count(facts.rows, 'row')} from {count(sample.shards, 'shard')}, chosen at random, the same each time."
+    lead = f"A random sample of {count(facts.rows, 'row')} from {count(sample.shards, 'shard')}, the same every time."
     return [Section("Vectors", lead, items, near)]
 
 
@@ -305,13 +306,13 @@ def _provenance(found: Findings) -> Section:
     grid = [
         Item(
             "Settings",
-            "What the vectors are made with; the fingerprint is over all of it but unit_rows and batch_tokens.",
+            "What the vectors were made with; the fingerprint covers everything except unit_rows and batch_tokens.",
             _pairs("Setting", facts),
         ),
-        Item("Versions", "Of the run that began this output.", _pairs("Package", settings.versions)),
+        Item("Versions", "Library versions of the run that started this output.", _pairs("Package", settings.versions)),
     ]
     blocks = [
-        Item("Runs", "The newest first; what each of them embedded.", Numbers(heads, runs, heads[2:])),
+        Item("Runs", "Newest first, with what each run embedded.", Numbers(heads, runs, heads[2:])),
     ]
     lead = f"Input: {', '.join(settings.input[:5])}{f' and {len(settings.input) - 5} more' if len(settings.input) > 5 else ''}"
     return Section("Provenance", lead, grid, blocks=blocks)

@@ -101,7 +101,7 @@ def collapse(facts: VectorFacts, *, scanned: int, repeats: int) -> list[str]:
     """
     found = []
     if scanned and repeats > max(1.0, _REPEATED * scanned):
-        found.append(f"{repeats:,} of {scanned:,} rows looked at have the very same vector as a row with another text.")
+        found.append(f"{repeats:,} of {scanned:,} rows examined have exactly the same vector as a row with a different text.")
     if (zeros := int((facts.norms_R < 1e-6).sum())) > 0:
         found.append(f"{zeros:,} of {facts.rows:,} sampled vectors have length 0.")
     if facts.distinct < _ENOUGH_ROWS:
@@ -111,7 +111,7 @@ def collapse(facts: VectorFacts, *, scanned: int, repeats: int) -> list[str]:
     possible = min(facts.dimensions, facts.distinct - 1)
     if facts.effective_dimensions < _FLAT * possible:
         used = f"{facts.effective_dimensions:.1f} of {possible}"
-        found.append(f"The vectors use only {used} dimensions that they could span (healthy: more than {_FLAT:.0%}).")
+        found.append(f"Effectively, the vectors use only {used} dimensions that they could span (healthy: more than {_FLAT:.0%}).")
     return found
 
 

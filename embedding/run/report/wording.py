@@ -34,11 +34,6 @@ class Classes:
     of_rows: Sequence[int]
 
 
-def count(number: int, noun: str) -> str:
-    """3 rows, 1 row."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def share(part: float, whole: float) -> str:
     """Percent with a decimal; what is there never reads as 0.0%."""
     percent = 100 * part / whole if whole else 0.0
