@@ -44,7 +44,7 @@ def test_out_of_memory_halves_the_batch_for_good(
     np.testing.assert_allclose(found.vectors_RD, expected.vectors_RD, rtol=0, atol=2e-5)
     assert expected.batch_tokens == 4000
     assert 350 <= found.batch_tokens <= 700
-    assert "does not fit the memory" in caplog.text
+    assert "does not fit in memory" in caplog.text
     tried.clear()
     again = embedder.embed(tokens, 4000)
     assert max(tried) <= found.batch_tokens == again.batch_tokens
@@ -54,7 +54,7 @@ def test_out_of_memory_halves_the_batch_for_good(
 def test_a_text_that_does_not_fit_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedder = Embedder(spec_of(folder))
     limit_memory(monkeypatch, torch.OutOfMemoryError(), 100)
-    with pytest.raises(ModelError, match="a single text of 160 tokens does not fit the memory"):
+    with pytest.raises(ModelError, match="a single text of 160 tokens does not fit in the memory"):
         embedder.embed(embedder.tokenize(TEXTS), 4000)
 
 

@@ -194,7 +194,7 @@ def test_the_token_opens_a_private_dataset_and_is_written_nowhere(
     server.token = TOKEN
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
-    with pytest.raises(CorpusError, match=r"is no dataset that the hub shows you; .* HF_TOKEN"):
+    with pytest.raises(CorpusError, match=r"is not a dataset that the hub shows you; .* HF_TOKEN"):
         list_sources([URL])
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with caplog.at_level(logging.DEBUG, logger="embedding"):

@@ -158,7 +158,7 @@ def test_ranges_that_are_refused(source: str, tiny_model: Path, tmp_path: Path) 
     file = tmp_path / "ranges.npy"
     for array, message in (
         (np.zeros((2, 31)), r"contains float64 \(2, 31\), not the minimum and maximum of 32 numbers, shape \(2, 32\)"),
-        (np.array([["a"] * 32] * 2), "holds <U1"),
+        (np.array([["a"] * 32] * 2), "contains <U1"),
         (np.zeros((2, 32)), "does not fit the vectors: the range of dimension 0 of embedding is 0 to 0, too narrow for 255 steps"),
         (np.array([[0] * 32, [np.inf] * 32]), "does not fit the vectors: .*not finite"),
         (np.array([[0] * 32, [1e60] * 32]), "does not fit the vectors: .*not finite"),

@@ -198,7 +198,7 @@ def test_shards_are_not_removed_by_a_slip_of_the_options(embed: Embed, tmp_path:
     with pytest.raises(ConfigError, match="--limit-rows=3 leaves out rows"):
         embed(input=both, output=output, limit_rows=3)
     assert outputs.shards(output) == before
-    with pytest.raises(ConfigError, match="say --yes"):
+    with pytest.raises(ConfigError, match="add --yes"):
         embed(input=one, output=output, dry_run=True)
     assert embed(input=one, output=output, yes=True).status == "complete"
     assert outputs.table(output)["id"].to_pylist() == list(range(10))

@@ -180,7 +180,7 @@ def test_an_output_without_rows_or_records_has_a_report(tmp_path: Path) -> None:
     made.add(np.empty((0, 4), np.float32), {"id": pa.array([], pa.int64())}, rejected=2)
     assert Page(html_of(made.close())).rows("What became of the rows")["rejected"] == ["2", "100.0%"]
     made.output.storage.delete(list(made.output.storage.list("_control/records")))
-    assert "Records of 1 shard are lost" in html_of(made)
+    assert "The records of 1 shard are lost" in html_of(made)
 
 
 def test_a_resumed_output_is_reported_whole(tmp_path: Path) -> None:
