@@ -44,7 +44,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_temporary_folder_stops_a_run_as_a_full_disk_does(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
     table = shard_table(pa.table({"id": range(2000)}), np.random.default_rng(0).standard_normal((2000, 384), dtype=np.float32), {})
-    with pytest.raises(StorageFullError, match=rf"^writing a shard in {small_disk} failed: .* No space left on device; make room"):
+    with pytest.raises(StorageFullError, match=rf"^writing a shard in {small_disk} failed: .* No space left on device; free some space"):
         LANCE.encode(table, {})
     assert list(small_disk.iterdir()) == []
 
