@@ -29,8 +29,8 @@ from embedding.errors import CorpusError, SourceError
 from tests.fuzz.mutants import Mutant, mutant, originals
 
 HANG_SECONDS = 60
-MEMORY_BYTES = 4 * 2**30
-"""Address space, what the libraries take at the start included."""
+MEMORY_BYTES = 8 * 2**30
+"""Address space: threads and allocators reserve up to 4 GiB of it and use 200 MiB, the more the busier the machine is."""
 UNIT_ROWS = 25
 READ_ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, MemoryError)
 """What pyarrow raises on a file that it cannot read."""

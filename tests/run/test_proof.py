@@ -142,7 +142,8 @@ def test_an_output_without_unit_lengths_and_one_of_no_rows_are_proved(tmp_path: 
     file = Path(output, shard)
     file.write_bytes(rebuilt(file.read_bytes(), of_vectors(stretch)))
     assert prove_here(output).findings == {"wrong vector": 1}
-    assert prove_here(output, sample=0).status == "proved"  # what only the model can know
+    # Without the model nobody can know; that the shard has another size than the manifest says depends on its compression.
+    assert set(prove_here(output, sample=0).findings) <= {"wrong manifest"}
     table = pa.table({"id": [1, 2], "text": pa.array([None, None], pa.string())})
     corpora.Corpus({"a.parquet": corpora.parquet(table)}, []).write(tmp_path / "null")
     embed_here(str(tmp_path / "null"), str(tmp_path / "none"), tiny_model)
