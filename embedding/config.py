@@ -299,7 +299,7 @@ class JobConfig(Config):
         if self.calibration is not None and self.output_dtype != "int8":
             raise ValueError(f"--calibration has no use with --output-dtype={self.output_dtype}, only with int8; leave it out")
         if self.byte_stream_split and self.output_format != "parquet":
-            raise ValueError(f"--byte-stream-split is Parquet's, which --output-format={self.output_format} is not; leave it out")
+            raise ValueError(f"--byte-stream-split is an encoding of Parquet, not of --output-format={self.output_format}; leave it out")
         if self.byte_stream_split and self.output_dtype not in ("float32", "float16"):
             raise ValueError(
                 f"--byte-stream-split needs numbers of several bytes, but --output-dtype={self.output_dtype} has one; leave it out"

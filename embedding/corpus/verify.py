@@ -137,12 +137,12 @@ def _false_version(
     if published is None:
         return None
     if (told := published.shards) is None:
-        return Finding(Kind.WRONG_VERSION, published.name, "it is missing, damaged, or was changed by somebody else")
+        return Finding(Kind.WRONG_VERSION, published.name, "it is missing, damaged, or was changed by another program")
     truth = {unit.shard: (checked[unit.id].chunks or checked[unit.id].rows, checked[unit.id].bytes) for unit in proved}
     known = claims.shards.keys() | {unit.shard for unit in units}
     wrong = [name for name, facts in truth.items() if told.get(name, (0, facts[1])) != facts]
     wrong += [name for name in told if name not in known]
-    what = f"it does not say of {len(wrong)} shards what they hold, {min(wrong, default='')} first"
+    what = f"it is wrong about {len(wrong)} shard{'s' if len(wrong) > 1 else ''}, the first being {min(wrong, default='')}"
     return Finding(Kind.WRONG_VERSION, published.name, what) if wrong else None
 
 

@@ -201,7 +201,7 @@ def test_all_other_types_fit() -> None:
 def test_names_that_lance_does_not_take_are_refused(name: str) -> None:
     fits = LANCE.fits([name])
     assert fits is not None
-    with pytest.raises(CorpusError, match=rf"^a: column '{name}' has a name that Lance does not take, which reads a dot as a path and"):
+    with pytest.raises(CorpusError, match=rf"^a: column '{name}' has a name that Lance does not accept, which reads a dot as a path and"):
         fits(pa.schema([(name, pa.int64())]), "a")
 
 

@@ -228,11 +228,11 @@ def test_what_a_dataset_can_not_have_is_refused_before_anything_is_made(dry_run:
     source, options = one.write(tmp_path / "in"), {"output_format": "lance", "dry_run": dry_run}
     with pytest.raises(CorpusError, match=r"column 'tags' is map<string, int64.*>, which Lance shards cannot hold"):
         embed(input=source, output=output, keep_columns=("tags",), **options)
-    with pytest.raises(CorpusError, match=r"column 'doc\.n' has a name that Lance does not take"):
+    with pytest.raises(CorpusError, match=r"column 'doc\.n' has a name that Lance does not accept"):
         embed(input=source, output=output, keep_columns=("doc.n",), **options)
     two.write(tmp_path / "in")
     with pytest.raises(CorpusError, match=r"column 'id' is int\d\d; in .* it is int\d\d, and a column of a Lance dataset has one type"):
         embed(input=source, output=output, **options)
-    with pytest.raises(ConfigError, match="--byte-stream-split is Parquet's, which --output-format=lance is not; leave it out"):
+    with pytest.raises(ConfigError, match="--byte-stream-split is an encoding of Parquet, not of --output-format=lance; leave it out"):
         JobConfig.build(input=(source,), output=output, byte_stream_split=True, **options)
     assert not Path(output).exists()

@@ -105,7 +105,7 @@ def _read(storage: Storage, number: int) -> _Version:
             found = call(lambda: library().dataset(str(folder)))
             fragments = [fragment.metadata for fragment in call(found.get_fragments)]
         except ValueError as error:
-            what = f"{storage.url}/{_name(number)} is no readable version of a Lance dataset: {first_line(error)}"
+            what = f"{storage.url}/{_name(number)} is not a readable version of a Lance dataset: {first_line(error)}"
             raise StorageError(f"{what}; delete it and run the same command again") from error
     if any(len(each.files) != 1 or each.deletion_file is not None for each in fragments):
         return _Version(number, None, found.schema)
@@ -125,14 +125,15 @@ def _commit(storage: Storage, newest: _Version | None, schema: pa.Schema, wanted
             operation = _operation(newest, schema, wanted)
             made = call(lambda: library().LanceDataset.commit(str(folder), operation, read_version=before))
         except ValueError as error:
-            raise StorageError(f"Lance makes no version of what is in {storage.url}: {error}; run the same command again") from error
+            raise StorageError(f"Lance cannot commit the shards in {storage.url}: {error}; run the same command again") from error
         for file in (folder / TRANSACTIONS).iterdir():
             still_ours()
             storage.put(f"{TRANSACTIONS}/{file.name}", file.read_bytes())
         name = _name(made.version)
         still_ours()
         if not storage.put_if_absent(name, (folder / name).read_bytes()):
-            raise StorageError(f"{storage.url}/{name} was put by somebody else meanwhile; run the same command again to go on from there")
+            remedy = "run the same command again to continue from that version"
+            raise StorageError(f"{storage.url}/{name} was written by another program in the meantime; {remedy}")
     return int(made.version)
 
 

@@ -79,7 +79,7 @@ class LanceShards:
     def read(self, data: bytes) -> ReadShard:
         """See ShardForm; the digest of all bytes is compared before Lance is asked anything."""
         if not any(_is_digest(data, found) for found in _DIGEST.finditer(data)):
-            raise ValueError("its bytes have not the digest that was written into them")
+            raise ValueError("its bytes do not match the digest written into them")
         with _file() as file:
             file.write_bytes(data)
             table = _rows_of(file)
@@ -179,7 +179,7 @@ def _schema_in(storage: Storage, name: str) -> pa.Schema:
         try:
             return _of_end(storage.open(name))[1]
         except (KeyError, TypeError, ValueError) as error:
-            raise StorageError(f"{storage.url}/{name} is no whole shard; delete it and run the same command again") from error
+            raise StorageError(f"{storage.url}/{name} is not a complete shard; delete it and run the same command again") from error
 
 
 def _is_digest(data: bytes, found: re.Match[bytes]) -> bool:

@@ -45,7 +45,7 @@ class LanceFits:
     def _require(self, column: str, kind: pa.DataType, uri: str) -> None:
         if not _can_be_called(column):
             remedy = "which reads a dot as a path and reserves some names; rename it in the source, or leave it out"
-            raise CorpusError(f"{uri}: column {column!r} has a name that Lance does not take, {remedy}")
+            raise CorpusError(f"{uri}: column {column!r} has a name that Lance does not accept, {remedy}")
         if not (_is_known(kind) and self._comes_back(kind)):
             raise CorpusError(f"{uri}: column {column!r} is {kind}, which Lance shards cannot hold; cast it in the source, or leave it out")
 
