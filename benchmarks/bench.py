@@ -14,6 +14,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import get_args
@@ -39,7 +40,6 @@ def main(words: Sequence[str] | None = None) -> Result:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     warnings.simplefilter("ignore")  # the exporter and the peers warn of their own internals
-    torch.set_num_threads(options.threads)
     started = time.time()
     with tempfile.TemporaryDirectory() as scratch:
         model = make_model(options.model, Path(scratch))
@@ -64,13 +64,11 @@ def main(words: Sequence[str] | None = None) -> Result:
 def _measure(lengths: str, model: BenchModel, options: argparse.Namespace, scratch: Path) -> Result:
     """All stages on one corpus; a stage whose libraries are not here is listed with what is missing."""
     texts = make_texts(lengths, model, options.tokens)
-    setting = Setting.of(model, texts, options.device, options.precision[0], options.rounds)
+    setting = Setting.of(model, texts, options.device, options.precision[0], options.rounds, options.threads)
     more = make_texts(lengths, model, min(_TOKENIZED_TOKENS, 10 * options.tokens))
     stages: dict[str, Callable[[], object]] = {
-        "tokenizer": lambda: tokenizer_stage(Setting.of(model, more, options.device, "fp32", options.rounds)),
-        "encoder": lambda: {
-            precision: encoder_stage(Setting.of(model, texts, options.device, precision, options.rounds)) for precision in options.precision
-        },
+        "tokenizer": lambda: tokenizer_stage(replace(setting, texts=more, precision="fp32")),
+        "encoder": lambda: {precision: encoder_stage(replace(setting, precision=precision)) for precision in options.precision},
         "write": lambda: write_stage(setting, scratch),
         "parquet": lambda: parquet_stage(setting, scratch),
         "peers": lambda: peers_stage(setting, scratch),
@@ -79,6 +77,7 @@ def _measure(lengths: str, model: BenchModel, options: argparse.Namespace, scrat
     }
     found: Result = {"texts": len(texts), "batch_tokens": setting.batch_tokens, "stages": {}, "not_measured": {}}
     for name in options.stages:
+        torch.set_num_threads(options.threads)
         try:
             found["stages"][name] = stages[name]()
         except ImportError as error:

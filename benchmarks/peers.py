@@ -33,8 +33,7 @@ OURS = "this project"
 
 def peers_stage(setting: Setting, scratch: Path) -> Result:
     """The project and each peer with the batch size that suits it best on these texts."""
-    threads = torch.get_num_threads()
-    embedder = Embedder(setting.model.spec(setting.precision), device=setting.device, threads=threads)
+    embedder = Embedder(setting.model.spec(setting.precision), device=setting.device, threads=setting.threads)
 
     def ours() -> Vectors:
         torch.set_num_threads(1)  # what Embedder sets, and the peers do not want
@@ -47,8 +46,8 @@ def peers_stage(setting: Setting, scratch: Path) -> Result:
     contestants: dict[str, Callable[[], Vectors]] = {OURS: ours}
     for name, make in _peers(setting, scratch).items():
         try:
-            torch.set_num_threads(threads)
-            embed = _with_threads(threads, make())
+            torch.set_num_threads(setting.threads)
+            embed = _with_threads(setting.threads, make())
             batch_rows[name] = _best_batch(embed, setting)
         except Exception as error:  # noqa: BLE001 - a peer that is not there or cannot run is a line of the table
             missing[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
@@ -93,7 +92,7 @@ def _peers(setting: Setting, scratch: Path) -> dict[str, Callable[[], Embed]]:
         "transformers, padded": lambda: _padded(setting.model, setting.device, setting.precision),
     }
     if setting.device == "cpu" and setting.precision == "fp32":
-        found["ONNX Runtime fp32"] = lambda: _onnx(setting.model, scratch / "model.onnx")
+        found["ONNX Runtime fp32"] = lambda: _onnx(setting.model, scratch / "model.onnx", setting.threads)
     return found
 
 
@@ -168,7 +167,7 @@ class _Exported(torch.nn.Module):
         return hidden
 
 
-def _onnx(model: BenchModel, path: Path) -> Embed:
+def _onnx(model: BenchModel, path: Path, threads: int) -> Embed:
     """Exported by torch, its attention, GELU and layer norms fused by ONNX Runtime's own optimizer where that knows them."""
     onnxruntime = import_module("onnxruntime")  # no dependency of ours, and without types
 
@@ -185,7 +184,7 @@ def _onnx(model: BenchModel, path: Path) -> Embed:
         verbose=False,
     )
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def run(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

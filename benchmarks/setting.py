@@ -21,9 +21,11 @@ class Setting:
     device: str
     precision: Precision
     rounds: int
+    threads: int
+    """Of a CPU, for the project and for each peer. Not what torch says: an Embedder sets it to 1 for the whole process."""
     batch_tokens: int
 
     @classmethod
-    def of(cls, model: BenchModel, texts: list[str], device: str, precision: Precision, rounds: int) -> Setting:
+    def of(cls, model: BenchModel, texts: list[str], device: str, precision: Precision, rounds: int, threads: int) -> Setting:
         """With the batch that the job would take."""
-        return cls(model, texts, device, precision, rounds, default_batch_tokens(device, model.max_tokens))
+        return cls(model, texts, device, precision, rounds, threads, default_batch_tokens(device, model.max_tokens))

@@ -31,7 +31,8 @@ from embedding.model.tokenizer import Tokenizer as JobTokenizer
 if TYPE_CHECKING:
     from embedding.corpus.ledger import CommitRecord
 
-_UNITS = 16
+_UNITS = 6
+"""Of the parquet stage: each is the whole sample, as units of a few batches would leave cores without one at the end of each."""
 _MEMORY_UNITS = 600
 _MEMORY_REPEATS = 20
 """How often the texts follow one another in the corpus of the memory stage."""
@@ -75,13 +76,12 @@ def encoder_stage(setting: Setting, *, batch_tokens: int | None = None, compiled
     hidden = [encoder(batch) for batch in batches]
     pinned = [torch.empty((len(batch.lengths), spec.dimensions), pin_memory=device.type == "cuda") for batch in batches]
 
-    threads = torch.get_num_threads()
-    lanes = ThreadPoolExecutor(threads if device.type == "cpu" else 1)
+    lanes = ThreadPoolExecutor(setting.threads if device.type == "cpu" else 1)
 
     def encode() -> None:
         torch.set_num_threads(1)  # a batch in each of as many threads, as the job does it
         deque(lanes.map(encoder, batches), maxlen=0)
-        torch.set_num_threads(threads)
+        torch.set_num_threads(setting.threads)
 
     def pool() -> None:
         with torch.inference_mode():
@@ -179,9 +179,9 @@ def parquet_stage(setting: Setting, scratch: Path) -> Result:
     """
     from benchmarks.units import Units
 
-    corpus = Units(setting, scratch, _UNITS)
+    corpus = Units(replace(setting, texts=setting.texts * _UNITS), scratch, _UNITS)
     tokenizer = JobTokenizer(setting.model.spec(setting.precision), setting.model.folder)
-    ready = [tokenizer(setting.texts[unit.first_row : unit.first_row + unit.num_rows]) for unit in corpus.units]
+    ready = [tokenizer(setting.texts) for _ in corpus.units]
     for tokens in ready:
         tokens.prepare()
 
@@ -200,7 +200,7 @@ def parquet_stage(setting: Setting, scratch: Path) -> Result:
         "seconds": times,
         "tokens_per_second": {name: rate(total, value) for name, value in times.items()},
         "share_of_encoder_alone": ratio(times["Parquet to Parquet"], times["encoder alone"]),
-        "rows_per_second": rate(len(setting.texts), times["Parquet to Parquet"]),
+        "rows_per_second": rate(_UNITS * len(setting.texts), times["Parquet to Parquet"]),
         "stage_seconds_of_last_round": {
             name: sum(getattr(record, f"{name}_seconds") for record in records) for name in ("read", "tokenize", "wait", "encode", "write")
         },
@@ -234,7 +234,7 @@ def cuda_sweep(setting: Setting, precisions: tuple[Precision, ...]) -> list[Resu
     for precision in precisions:
         for batch_tokens in (8_192, 16_384, 32_768, 65_536, 131_072, 262_144):
             for compiled in (True, False):
-                one = Setting(setting.model, setting.texts, setting.device, precision, max(3, setting.rounds // 2), batch_tokens)
+                one = replace(setting, precision=precision, rounds=max(3, setting.rounds // 2), batch_tokens=batch_tokens)
                 started = time.perf_counter()
                 try:
                     found.append(encoder_stage(one, compiled=compiled))

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from benchmarks.setting import Setting
 from embedding.corpus.ledger import CommitRecord, records_from_table
@@ -45,7 +44,7 @@ class Units:
             provenance={},
             max_unit_attempts=1,
             device=setting.device,
-            threads=torch.get_num_threads() if setting.device == "cpu" else None,
+            threads=setting.threads if setting.device == "cpu" else None,
         )
         self._worker = EmbeddingWorker(job, self._attempts)
 
