@@ -13,7 +13,6 @@ import gzip
 import io
 import json
 import random
-import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -24,7 +23,7 @@ import pyarrow as pa
 
 from embedding.corpus.columns import Columns
 from embedding.corpus.formats.names import Format, format_by_name
-from tests.fuzz.reader import HANG_SECONDS, MEMORY_BYTES, READ_ERRORS, MisreadError, pairs, peak_bytes, read_file, say
+from tests.fuzz.reader import HANG_SECONDS, READ_ERRORS, MisreadError, limit_memory, pairs, peak_bytes, read_file, say
 from tests.support.corpora import sentences
 
 UNIT_ROWS, BATCH_ROWS = 8, 11
@@ -164,7 +163,7 @@ REFERENCES = {Format.JSONL: _json_rows, Format.CSV: _csv_rows, Format.ARROW: _ar
 
 
 def main(folder: Path, count: int) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    limit_memory()
     sound = list(originals().items())
     for number in range(count):
         choose = random.Random(number)
