@@ -216,9 +216,8 @@ def test_a_version_of_somebody_else_is_not_replaced(output: Output, monkeypatch:
     listing = output.storage.list
     output.storage.put(FIRST, b"somebody else's")
     monkeypatch.setattr(output.storage, "list", lambda prefix: {} if prefix == "_versions" else listing(prefix))
-    with pytest.raises(
-        StorageError, match=rf"{FIRST} was written by another program in the meantime; run the same .* to continue from that version$"
-    ):
+    remedy = "run the same command again to continue from that version"
+    with pytest.raises(StorageError, match=rf"{FIRST} was written by another program in the meantime; {remedy}$"):
         complete(output, [unit(0)])
     assert output.storage.read(FIRST) == b"somebody else's"
     assert not output.is_complete()
@@ -227,7 +226,8 @@ def test_a_version_of_somebody_else_is_not_replaced(output: Output, monkeypatch:
 def test_a_damaged_version_is_named(output: Output) -> None:
     commit(output, unit(0))
     output.storage.put(FIRST, b"no manifest")
-    with pytest.raises(StorageError, match=rf"{FIRST} is not a readable version of a Lance dataset: .*; delete it and run the same"):
+    remedy = "delete it and run the same command"
+    with pytest.raises(StorageError, match=rf"{FIRST} is not a readable version of a Lance dataset: .*; {remedy}"):
         complete(output, [unit(0)])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +130,15 @@ def test_no_kind_of_corpus_raises_a_false_alarm(tmp_path: Path, tiny_model: Path
         assert proof.sampled == proof.rows
 
 
-def stretch(vectors: npt.NDArray[np.float32]) -> None:
-    vectors *= 1.1
+def stretched(shard: bytes) -> bytes:
+    """With longer vectors, and of the same size, which the manifest states: how well they compress is chance."""
+
+    def stretch(vectors: npt.NDArray[np.float32], factor: float) -> None:
+        vectors *= factor
+
+    factors = np.linspace(1.1, 2, 91)
+    tried = (rebuilt(shard, of_vectors(partial(stretch, factor=factor))) for factor in factors)
+    return next(found for found in tried if len(found) == len(shard))
 
 
 def test_an_output_without_unit_lengths_and_one_of_no_rows_are_proved(tmp_path: Path, tiny_model: Path) -> None:
@@ -140,10 +148,9 @@ def test_an_output_without_unit_lengths_and_one_of_no_rows_are_proved(tmp_path: 
     assert (proof.status, proof.rows) == ("proved", 5)
     [shard] = outputs.shards(output)
     file = Path(output, shard)
-    file.write_bytes(rebuilt(file.read_bytes(), of_vectors(stretch)))
+    file.write_bytes(stretched(file.read_bytes()))
     assert prove_here(output).findings == {"wrong vector": 1}
-    # Without the model nobody can know; that the shard has another size than the manifest says depends on its compression.
-    assert set(prove_here(output, sample=0).findings) <= {"wrong manifest"}
+    assert prove_here(output, sample=0).status == "proved"  # what only the model can know
     table = pa.table({"id": [1, 2], "text": pa.array([None, None], pa.string())})
     corpora.Corpus({"a.parquet": corpora.parquet(table)}, []).write(tmp_path / "null")
     embed_here(str(tmp_path / "null"), str(tmp_path / "none"), tiny_model)
