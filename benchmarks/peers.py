@@ -46,7 +46,6 @@ def peers_stage(setting: Setting, scratch: Path) -> Result:
     contestants: dict[str, Callable[[], Vectors]] = {OURS: ours}
     for name, make in _peers(setting, scratch).items():
         try:
-            torch.set_num_threads(setting.threads)
             embed = _with_threads(setting.threads, make())
             batch_rows[name] = _best_batch(embed, setting)
         except Exception as error:  # noqa: BLE001 - a peer that is not there or cannot run is a line of the table

@@ -181,12 +181,11 @@ def parquet_stage(setting: Setting, scratch: Path) -> Result:
 
     corpus = Units(replace(setting, texts=setting.texts * _UNITS), scratch, _UNITS)
     tokenizer = JobTokenizer(setting.model.spec(setting.precision), setting.model.folder)
-    ready = [tokenizer(setting.texts) for _ in corpus.units]
-    for tokens in ready:
-        tokens.prepare()
+    tokens = tokenizer(setting.texts)
+    tokens.prepare()
 
     def encode() -> None:
-        corpus.encode(ready, setting.batch_tokens)
+        corpus.encode([tokens] * _UNITS, setting.batch_tokens)
 
     records: list[CommitRecord] = []
 
@@ -194,11 +193,10 @@ def parquet_stage(setting: Setting, scratch: Path) -> Result:
         records[:] = corpus.embed()
 
     times = interleave({"Parquet to Parquet": whole, "encoder alone": encode}, setting.rounds)
-    total = sum(len(tokens.ids) for tokens in ready)
     return {
         "units": len(corpus.units),
         "seconds": times,
-        "tokens_per_second": {name: rate(total, value) for name, value in times.items()},
+        "tokens_per_second": {name: rate(_UNITS * len(tokens.ids), value) for name, value in times.items()},
         "share_of_encoder_alone": ratio(times["Parquet to Parquet"], times["encoder alone"]),
         "rows_per_second": rate(_UNITS * len(setting.texts), times["Parquet to Parquet"]),
         "stage_seconds_of_last_round": {

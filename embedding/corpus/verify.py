@@ -142,7 +142,7 @@ def _false_version(
     known = claims.shards.keys() | {unit.shard for unit in units}
     wrong = [name for name, facts in truth.items() if told.get(name, (0, facts[1])) != facts]
     wrong += [name for name in told if name not in known]
-    what = f"it is wrong about {len(wrong)} shard{'s' if len(wrong) > 1 else ''}, the first being {min(wrong, default='')}"
+    what = f"it is wrong about {count(len(wrong), 'shard')}, the first being {min(wrong, default='')}"
     return Finding(Kind.WRONG_VERSION, published.name, what) if wrong else None
 
 
