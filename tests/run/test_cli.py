@@ -141,11 +141,14 @@ def test_bash_completes_the_installed_program(tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     with on_terminal(["bash", "--norc", "--noprofile", "-i"], {"PS1": "$ "}) as terminal:
         terminal.wait_for(lambda lines: lines[-1] == "$", what="the prompt")
-        terminal.press(f"source {script}; cd {tmp_path}; clear\n".encode())
-        terminal.wait_for(lambda lines: lines == ["$"], what="the script to be read")
+        # Another prompt, as the first one also stands there until the command is echoed, and keys pressed that early spoil the screen.
+        terminal.press(f"source {script}; cd {tmp_path}; PS1='> '; clear\n".encode())
+        terminal.wait_for(lambda lines: lines == [">"], what="the script to be read")
         terminal.press(b"embed-corpus --input corp\t --output vec --output-d\tfloat1\t")
-        wanted = "$ embed-corpus --input corpus/ --output vec --output-dtype float16"
+        wanted = "> embed-corpus --input corpus/ --output vec --output-dtype float16"
         terminal.wait_for(lambda lines: lines[0] == wanted, what=wanted)
+        terminal.press(b"\x15exit\n")  # instead of the line: an interactive bash ignores SIGTERM
+        terminal.wait()
 
 
 def test_zsh_offers_files_where_there_is_no_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

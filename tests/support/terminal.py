@@ -47,7 +47,10 @@ class Terminal:
             assert self.process.poll() is None or found(seen), f"the program ended before {what}:\n" + "\n".join(seen)
             return bool(found(seen))
 
-        wait_until(look, seconds=seconds, what=what)
+        try:
+            wait_until(look, seconds=seconds, what=what)
+        except TimeoutError as waited:
+            raise TimeoutError(f"{waited}; the screen:\n" + "\n".join(seen)) from None
         return seen
 
     def wait(self, seconds: float = 120) -> list[str]:
