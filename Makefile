@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 BENCH_PYTHON ?= $(BIN)/python
 # A GPU machine need not have the environment of this folder: make bench-gpu BENCH_PYTHON=python3.
 
-.PHONY: help demo test test-browser chromium test-deploy test-spark chaos scale bench bench-gpu lint format audit clean
+.PHONY: help demo test test-browser chromium fish test-deploy test-spark chaos scale bench bench-gpu lint format audit clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
@@ -26,9 +26,9 @@ test: lint  ## Lint, type check and run the tests
 test-browser: .venv/dev.stamp chromium  ## Look at a report in Chromium; as root, install Debian's where there is none
 	$(BIN)/python -m pytest tests/run/test_report_browser.py
 
-chromium:
-	@command -v chromium >/dev/null || { apt-get update --quiet --quiet && \
-		apt-get install --quiet --quiet --yes --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
+chromium fish:
+	@command -v $@ >/dev/null || { apt-get update --quiet --quiet && \
+		apt-get install --quiet --quiet --yes --no-install-recommends $@ fonts-dejavu-core >/dev/null; }
 
 test-deploy: .venv/dev.stamp .venv-deploy/stamp  ## Try the Airflow and Dagster examples on the real libraries
 	NODE_PYTHON=$(abspath $(BIN)/python) PYTHONPATH=. .venv-deploy/bin/python -m pytest -c /dev/null --rootdir . --import-mode importlib \

@@ -126,9 +126,13 @@ def parse(argv: list[str]) -> JobConfig | None:
 
 class _App(App):
     def generate_completion(self, *, prog_name: str | None = None, shell: Shell | None = None) -> str:
-        """Options whose values nobody can list are offered files: input, output and model are folders more often than not."""
+        """Options whose values nobody can list are offered files: input, output and model are folders more often than not.
+
+        The condition of fish's lines, that no word has been a command yet, would end completion at the first value of an option.
+        """
         script: str = super().generate_completion(prog_name=prog_name, shell=shell)
         script = re.sub(r"^complete -F ", "complete -o default -F ", script, flags=re.MULTILINE)  # bash
+        script = script.replace(" -n __fish_use_subcommand", "")
         return re.sub(r"(\]:[\w-]+)' \\$", r"\1:_files' \\", script, flags=re.MULTILINE)  # zsh
 
 

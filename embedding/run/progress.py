@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import sys
 import time
@@ -31,6 +32,8 @@ _LOG_SECONDS = 5.0
 _VOICE_CHARS = 200
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LOOKS_PER_SECOND = 2
+_CLAIMED_SIZE = {"COLUMNS", "LINES"}
+"""Exported, these outlive the window that they were true of, and a view wider than its terminal leaves parts of itself behind."""
 _WIDTH = 100
 """Of the bar at most, in characters."""
 
@@ -92,7 +95,7 @@ class ProgressView(Protocol):
 
 def open_progress(style: ProgressStyle, watched: Watched) -> ProgressView:
     """The view of that style; auto is a bar where stderr is a terminal that can move its cursor, else log lines."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, _environ={name: value for name, value in os.environ.items() if name not in _CLAIMED_SIZE})
     if style == "auto":
         style = "bar" if console.is_terminal and not console.is_dumb_terminal else "log"
     if style == "bar":

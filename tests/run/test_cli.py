@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +160,28 @@ def test_zsh_offers_files_where_there_is_no_choice(tmp_path: Path, monkeypatch: 
     offers = dict(re.findall(r"--([\w-]+)\[.*\]:[\w-]+:([\w(]+)", script))
     assert {offers[name] for name in ("input", "output", "model", "calibration", "config")} == {"_files"}
     assert offers["input-format"] == "(auto"
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish on this machine: as root, make fish installs Debian's")
+def test_fish_completes_after_the_value_of_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its lines are generated, they want that no word was given yet but options."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "corpus").mkdir()
+    program, script = tmp_path / "bin" / "embed-corpus", tmp_path / "completion.fish"
+    program.touch(mode=0o755)  # fish completes programs that it finds
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", [str(program)])
+    assert run(["--install-completion", "--shell", "fish", "--output", str(script)]) == 0
+
+    def offered(typed: str) -> list[str]:
+        command = ["fish", "--no-config", "-c", f"source {script}; complete -C '{typed}'"]
+        shown = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60).stdout
+        return [line.partition("\t")[0] for line in shown.splitlines()]
+
+    assert offered("embed-corpus --input corpus --batch") == ["--batch-tokens"]
+    assert offered("embed-corpus --input corpus --output-dtype flo") == ["float16", "float32"]
+    assert offered("embed-corpus --restart --input corp") == ["corpus/"]
 
 
 def complete(script: Path, *words: str) -> list[str]:

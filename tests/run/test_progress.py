@@ -60,7 +60,8 @@ def test_a_run_on_a_terminal(command: list[str | Path], ray_cluster: RayCluster,
 
 
 def test_ctrl_c_leaves_the_terminal_as_it_was(command: list[str | Path], ray_cluster: RayCluster, tmp_path: Path) -> None:
-    with on_terminal([*command, "--output", tmp_path / "out"], ray_cluster.environment(), columns=60) as terminal:
+    claimed = {"COLUMNS": "80"}  # exported by a shell, say, whose window was wider then
+    with on_terminal([*command, "--output", tmp_path / "out"], {**ray_cluster.environment(), **claimed}, columns=60) as terminal:
         terminal.wait_for(lambda lines: count(lines, r"^[1-9][\d,]* of 2,000 rows"), what="rows")
         assert terminal.cursor_hidden
         terminal.press(b"\x03")
