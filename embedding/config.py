@@ -189,7 +189,8 @@ class JobConfig(Config):
     unit_rows: Annotated[Literal["auto"] | PositiveInt, _SPEED, _AUTO_OR_NUMBER] = Field(
         "auto",
         description="Rows per work unit, and so per shard; auto: 10 seconds of work, measured before the first run on a large corpus "
-        "(more than 524288 rows on GPUs, 16384 on CPUs), else 65536 and 2048. The output keeps the first run's choice.",
+        "(more than 524288 rows on GPUs, 16384 on CPUs; with --long-text chunk or average also more than 16 MiB, 512 KiB), "
+        "else 65536 and 2048. The output keeps the first run's choice.",
     )
     workers: Annotated[str, _SPEED, Parameter(metavar="auto|N|MIN:MAX")] = Field(
         "auto", description="Encoder processes: auto (as many as the cluster has room for), N, or MIN:MAX (grows and shrinks)."

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from embedding.corpus.ledger import RECORD_SCHEMA, RECORDS, is_last, read_segment, segment_name
 from embedding.corpus.numbers import Floats, loaded, rounding
-from embedding.corpus.output import rejected_name
+from embedding.corpus.output import MANIFEST, rejected_name
 from embedding.corpus.shard import EMBEDDING
 from embedding.corpus.shards.form import ShardForm
 from embedding.corpus.shards.parquet import PARQUET
@@ -48,6 +48,16 @@ _TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_
 
 
 @dataclass(frozen=True)
+class Totals:
+    """Of all committed units."""
+
+    rows: int
+    """Those with a vector plus those rejected."""
+    rejected: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Records:
     """The last record of each unit, as columns: a million of them are no burden."""
 
@@ -59,6 +69,10 @@ class Records:
     def of_run(self, run: str) -> pa.Table:
         """What that run committed."""
         return self.table.filter(pc.equal(self.table["run"], run))
+
+    def totals(self) -> Totals:
+        """Of the units whose records these are."""
+        return _totals(self.table.select(["rows", "rejected", "tokens"]))
 
 
 @dataclass(frozen=True)
@@ -108,6 +122,13 @@ def read_records(storage: Storage, shards: Iterable[str], run: str, until: float
     wanted = pc.and_(pc.equal(table["error"], ""), pc.is_in(table["shard"], pa.array(shards, pa.string())))
     kept = table.filter(pc.and_(wanted, is_last(table["unit"]))).drop_columns(["shard", "error"])
     return Records(kept, len(names) - len(tables))
+
+
+def read_totals(storage: Storage) -> Totals | None:
+    """What the manifest of a complete output adds up to, however many records were read; None where there is no manifest."""
+    if (data := storage.read(MANIFEST)) is None:
+        return None
+    return _totals(pq.read_table(pa.BufferReader(data), columns=["source_rows", "rejected", "tokens"]))
 
 
 def read_rejections(storage: Storage, records: Records, until: float) -> Rejections:
@@ -166,6 +187,10 @@ def sample_shards(storage: Storage, shards: Sequence[str], *, rows: int, seed: s
         unread,
         full[0].rounding,
     )
+
+
+def _totals(counts: pa.Table) -> Totals:
+    return Totals(*(pc.sum(column).as_py() or 0 for column in counts.columns))
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 _WORTH_UNITS = 8
 """A corpus of more units of default size is worth some seconds of measuring; a smaller one is done sooner without."""
+_ROW_BYTES = 32
+"""Of a short text in a file, compressed as most are. Where a long text becomes many windows, a corpus is worth as many such rows."""
 _UNIT_SECONDS = (10, 20)
 """Of work: more than the least where more workers end units than one driver can feed."""
 _FED_PER_SECOND = 50
@@ -37,8 +39,8 @@ _UNIT_BYTES = 2**28
 """Texts, copied columns and vectors of a unit; a worker has two units in hand, and more wait at it."""
 _UNITS_PER_WORKER = 4
 """At least, so that no worker waits long for the last one."""
-_LEAST_ROWS = 512
-"""Smaller units cost Ray more than they help, however many the workers are."""
+_LEAST_ROWS, _LEAST_SECONDS = 512, 2
+"""Units with less of both cost Ray more than they help, however many the workers are."""
 
 
 def open_choices(config: JobConfig, layouts: Sequence[SourceLayout], cluster: Cluster) -> list[str]:
@@ -47,7 +49,10 @@ def open_choices(config: JobConfig, layouts: Sequence[SourceLayout], cluster: Cl
     if not names:
         return []
     device = place_workers(config, cluster.nodes()).device
-    return names if _rows(config, layouts) > _WORTH_UNITS * default_unit_rows(device) else []
+    rows = _rows(config, layouts)
+    if long_texts_of(config).cuts:
+        rows = max(rows, _bytes(layouts, rows) // _ROW_BYTES)
+    return names if rows > _WORTH_UNITS * default_unit_rows(device) else []
 
 
 def measured(
@@ -82,16 +87,21 @@ def unit_rows(found: Findings, *, rows: int, workers: int) -> int:
         rows: of the corpus.
         workers: of the run.
     """
-    seconds = np.clip(workers / _FED_PER_SECOND, *_UNIT_SECONDS)
-    by_pace = max(_LEAST_ROWS, found.pace.rows_per_second * seconds)
-    by_workers = max(_LEAST_ROWS, rows / (workers * _UNITS_PER_WORKER))
-    by_bytes = max(1, _UNIT_BYTES / found.row_bytes)
-    return int(2 ** min(np.rint(np.log2(by_pace)), np.floor(np.log2(min(by_workers, by_bytes)))))
+    pace = found.pace.rows_per_second
+    by_pace = pace * np.clip(workers / _FED_PER_SECOND, *_UNIT_SECONDS)
+    by_workers = max(min(_LEAST_ROWS, pace * _LEAST_SECONDS), rows / (workers * _UNITS_PER_WORKER))
+    by_bytes = _UNIT_BYTES / found.row_bytes
+    return int(2 ** max(0, min(np.rint(np.log2(by_pace)), np.floor(np.log2(min(by_workers, by_bytes))))))
 
 
 def _rows(config: JobConfig, layouts: Sequence[SourceLayout]) -> int:
     rows = sum(layout.num_rows for layout in layouts)
     return rows if config.limit_rows is None else min(rows, config.limit_rows)
+
+
+def _bytes(layouts: Sequence[SourceLayout], rows: int) -> int:
+    """Of the files that hold so many rows, in proportion."""
+    return sum(layout.source.size for layout in layouts) * rows // max(1, sum(layout.num_rows for layout in layouts))
 
 
 def _probe_job(config: JobConfig, layouts: Sequence[SourceLayout], columns: Columns, model: ModelSpec, placement: Placement) -> ProbeJob:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,10 +25,10 @@ from tests.support.s3_server import S3Server
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> SqlCatalog:
-    made = SqlCatalog("tests", uri=f"sqlite:///{tmp_path}/catalog.db", warehouse=f"file://{tmp_path}/warehouse")
-    made.create_namespace("n")
-    return made
+def catalog(tmp_path: Path) -> Iterator[SqlCatalog]:
+    with closing(SqlCatalog("tests", uri=f"sqlite:///{tmp_path}/catalog.db", warehouse=f"file://{tmp_path}/warehouse")) as made:
+        made.create_namespace("n")
+        yield made
 
 
 def iceberg_of(catalog: SqlCatalog) -> IcebergTable:
@@ -58,11 +60,11 @@ def test_an_iceberg_table_is_what_pyiceberg_reads(catalog: SqlCatalog, caplog: p
 def test_an_iceberg_table_on_s3(s3: S3Server) -> None:
     root = s3.folder()
     own = {"s3.endpoint": s3.endpoint, "s3.access-key-id": s3.key, "s3.secret-access-key": s3.secret, "s3.region": "us-east-1"}
-    catalog = SqlCatalog("tests", uri="sqlite:///:memory:", warehouse=root, **own)
-    catalog.create_namespace("n")
-    table = iceberg_of(catalog)
-    assert ids_read(table.location()) == sorted(table.scan().to_arrow()["id"].to_pylist())
-    assert ids_read(table.metadata_location) == ids_read(table.location())
+    with closing(SqlCatalog("tests", uri="sqlite:///:memory:", warehouse=root, **own)) as catalog:
+        catalog.create_namespace("n")
+        table = iceberg_of(catalog)
+        assert ids_read(table.location()) == sorted(table.scan().to_arrow()["id"].to_pylist())
+        assert ids_read(table.metadata_location) == ids_read(table.location())
 
 
 def test_an_earlier_version_of_an_iceberg_table_is_named_by_its_metadata(catalog: SqlCatalog) -> None:

@@ -183,6 +183,19 @@ def test_an_output_without_rows_or_records_has_a_report(tmp_path: Path) -> None:
     assert "The records of 1 shard are lost" in html_of(made)
 
 
+def test_a_complete_output_is_counted_by_its_manifest(tmp_path: Path) -> None:
+    """The records of a driver that was killed are lost, or too many to be read in time."""
+    made = empty_output(str(tmp_path / "out"))
+    units = [made.add(np.eye(4, dtype=np.float32), {"id": [1, 2, 3, 4]}, rejected=2) for _ in range(3)]
+    made.close().output.complete(units, made.output.shards(), lambda: None)
+    made.output.storage.delete(list(made.output.storage.list("_control/records")))
+    html = html_of(made)
+    assert "12 of 18 rows have a vector; 6 were rejected." in html
+    assert "The records of 3 shards are lost or were not read: speed and texts below leave them out." in html
+    made.summary.status = "failed units"
+    assert "The records of 3 shards are lost or were not read: the counts here leave them out." in html_of(made)
+
+
 def test_a_resumed_output_is_reported_whole(tmp_path: Path) -> None:
     made = made_output(str(tmp_path / "out"))
     later = Summary(made.summary.output, "20260101T000000Z-ffffff", status="complete", rows_skipped=363, units_skipped=3)

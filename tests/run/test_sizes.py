@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from dataclasses import replace
@@ -46,7 +47,10 @@ def findings(rows_per_second: float, row_bytes: float = 2_000.0) -> Findings:
         (findings(1_000, row_bytes=500), 10**10, 500, 8_192),
         (findings(1_000, row_bytes=500), 10**10, 800, 16_384),  # longer ones, since one driver feeds them all
         (findings(1_000, row_bytes=500), 10**10, 9_999, 16_384),
-        (findings(3), 10**6, 8, 512),
+        (findings(3), 10**6, 8, 32),  # long texts, each cut into many
+        (findings(5), 400, 1, 64),
+        (findings(5), 400, 20, 8),  # two seconds, at least a row each
+        (findings(0.01), 10**6, 8, 1),
         (findings(3, row_bytes=10_000_000), 10**6, 8, 16),  # whatever the pace, it must fit
         (findings(3, row_bytes=1e9), 10**6, 8, 1),
     ],
@@ -129,6 +133,21 @@ def test_long_texts_make_a_smaller_sample(tiny_model: Path, tmp_path: Path, monk
 
     chunked = Probe(replace(job, long_text=LongTexts("chunk"))).find()
     assert chunked.row_bytes > found.row_bytes + 4 * WIDTH  # a text has several vectors then
+
+
+def test_what_counts_of_texts_that_are_cut_is_their_length(embed: Embed, tmp_path: Path) -> None:
+    """One unit of default size would be minutes of work for one worker."""
+    rows = [json.dumps({"id": number, "text": "a few words. " * 1_200}) for number in range(40)]
+    source = tmp_path / "a.jsonl"
+    source.write_text("\n".join(rows))
+    assert source.stat().st_size > WORTH * 32
+
+    def is_measured(how: str, **options: Any) -> bool:
+        planned = embed(input=str(source), output=str(tmp_path / "out"), **OPEN, long_text=how, dry_run=True, **options)
+        return "will be measured when the run starts" in str(planned.plan["kept from"])
+
+    assert [is_measured(how) for how in ("chunk", "average", "truncate", "reject")] == [True, True, False, False]
+    assert not is_measured("chunk", limit_rows=20)
 
 
 def test_what_a_large_corpus_needs_is_measured_recorded_and_kept(embed: Embed, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 from deltalake import write_deltalake
 from pyiceberg.catalog.sql import SqlCatalog
 
@@ -36,9 +39,14 @@ def test_a_run_on_a_cluster_remembers_the_version_of_a_table(embed: Embed, tmp_p
     assert settings.asked["input_versions"] == {table: "Delta Lake version 1"}
 
 
-def test_a_run_follows_an_iceberg_table(tiny_model: Path, tmp_path: Path) -> None:
-    catalog = SqlCatalog("tests", uri="sqlite:///:memory:", warehouse=f"file://{tmp_path}/warehouse")
-    catalog.create_namespace("n")
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[SqlCatalog]:
+    with closing(SqlCatalog("tests", uri="sqlite:///:memory:", warehouse=f"file://{tmp_path}/warehouse")) as made:
+        made.create_namespace("n")
+        yield made
+
+
+def test_a_run_follows_an_iceberg_table(tiny_model: Path, tmp_path: Path, catalog: SqlCatalog) -> None:
     table = catalog.create_table("n.t", schema=rows(0, 1).schema)
     for number in range(3):
         table.append(rows(10 * number, 10 * number + 10))

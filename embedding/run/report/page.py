@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from embedding.corpus.output import JobSettings
-from embedding.corpus.review import Records, Rejections, Sample
+from embedding.corpus.review import Records, Rejections, Sample, Totals
 from embedding.run.report.vectors import VectorFacts
 from embedding.run.report.wording import Named
 from embedding.run.summary import Summary
@@ -22,6 +22,7 @@ class Findings:
     """As the user said it."""
     shards: int
     """Shards that are committed."""
+    totals: Totals
     records: Records
     rejections: Rejections
     runs: list[dict[str, object]]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import embedding
 from embedding.corpus.output import JobSettings, Output
-from embedding.corpus.review import read_records, read_rejections, read_runs, sample_shards
+from embedding.corpus.review import read_records, read_rejections, read_runs, read_totals, sample_shards
 from embedding.run.summary import Summary
 
 log = logging.getLogger(__name__)
@@ -51,10 +51,11 @@ def make_report(output: Output, summary: Summary, settings: JobSettings, shards:
     began = time.monotonic()
     records_until, rejected_until, runs_until, sample_until = (began + seconds for seconds in _READ_SECONDS)
     records = read_records(output.storage, shards, summary.run, records_until)
+    totals = (read_totals(output.storage) if summary.status == "complete" else None) or records.totals()
     rejections = read_rejections(output.storage, records, rejected_until)
     runs = read_runs(output.storage, runs_until)
     sample = sample_shards(output.storage, shards, rows=SAMPLE_ROWS, seed=settings.fingerprint, until=sample_until, form=output.form)
     vectors = study(sample.vectors_RD, sample.rounding) if len(sample.vectors_RD) else None
-    page = page_of(Findings(summary, settings, model, len(shards), records, rejections, runs, sample, vectors))
+    page = page_of(Findings(summary, settings, model, len(shards), totals, records, rejections, runs, sample, vectors))
     layout = Environment(loader=PackageLoader("embedding.run.report", "."), autoescape=True, undefined=StrictUndefined)
     return layout.get_template("report.html.j2").render(page=page, output=output.url, run=summary.run, version=embedding.__version__)

@@ -27,25 +27,24 @@ _REASONS = 20
 
 def page_of(found: Findings) -> Page:
     """The page of a run's findings."""
-    summary, table = found.summary, found.records.table
-    rows, rejected = (measures.total(table, name) for name in ("rows", "rejected"))
+    summary, totals = found.summary, found.totals
+    with_vector, rejected = totals.rows - totals.rejected, totals.rejected
     corpus = summary.rows_in + summary.rows_skipped + summary.rows_failed + summary.rows_pending
-    tokens = measures.total(table, "tokens")
     good = summary.status == "complete"
     tiles = [
-        ("Rows with a vector", f"{rows - rejected:,}", f"of {corpus:,} in the corpus"),
+        ("Rows with a vector", f"{with_vector:,}", f"of {corpus:,} in the corpus"),
         ("Rejected", f"{rejected:,}", f"{share(rejected, corpus)} of the corpus"),
-        ("Tokens", short_number(tokens), f"{tokens / max(1, rows - rejected):.0f} per row"),
+        ("Tokens", short_number(totals.tokens), f"{totals.tokens / max(1, with_vector):.0f} per row"),
         ("Tokens per second", f"{summary.tokens_per_second:,.0f}", f"{summary.rows_per_second:,.1f} rows/s, this run"),
         ("Wall time", duration(summary.seconds), "this run, including startup"),
         ("Vectors", f"{found.settings.vectors.get('dimensions', '')}", f"dimensions of {found.model.rpartition('/')[2]}"),
     ]
-    sections = [*_speed(found), _texts(found, rows, rejected), *_vectors(found), _provenance(found)]
+    sections = [*_speed(found), _texts(found), *_vectors(found), _provenance(found)]
     return Page(
         title=f"{summary.output}: {summary.status}",
         good=good,
         verdict="Complete." if good else "Not complete.",
-        sentence=f"{rows - rejected:,} of {count(corpus, 'row')} have a vector; {rejected:,} were rejected." if good else _failed(summary),
+        sentence=f"{with_vector:,} of {count(corpus, 'row')} have a vector; {rejected:,} were rejected." if good else _failed(summary),
         tiles=tiles,
         warnings=_warnings(found),
         sections=sections,
@@ -75,9 +74,9 @@ def _warnings(found: Findings) -> list[str]:
         warnings.append(f"{clipped(share(outside, numbers))}.")
     missing = found.shards - table.num_rows
     if missing > 0:
-        warnings.append(
-            f"The records of {count(missing, 'shard')} are lost or were not read, so counts here are too low; the manifest has them all."
-        )
+        complete = found.summary.status == "complete"
+        where = "speed and texts below leave them out" if complete else "the counts here leave them out"
+        warnings.append(f"The records of {count(missing, 'shard')} are lost or were not read: {where}.")
     if sample.unread:
         warnings.append(f"{count(len(sample.unread), 'shard')} of the sample could not be read: {sample.unread[0]}")
     return [*warnings, *(note for note in dict.fromkeys(table["note"].unique().to_pylist()[:5]) if note)]
@@ -169,8 +168,9 @@ def _slowest(timed: pa.Table) -> Item:
     return Item("Slowest units", reading, Numbers(heads, rows, heads[1:]))
 
 
-def _texts(found: Findings, rows: int, rejected: int) -> Section:
+def _texts(found: Findings) -> Section:
     table, rejections = found.records.table, found.rejections
+    rows, rejected = (measures.total(table, name) for name in ("rows", "rejected"))
     truncated, duplicates, chunks = (measures.total(table, name) for name in ("truncated", "duplicates", "chunks"))
     what = "chunks" if chunks else "rows"
     max_tokens = int(found.settings.vectors.get("max_tokens", 0))
