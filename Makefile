@@ -26,9 +26,10 @@ test: lint  ## Lint, type check and run the tests
 test-browser: .venv/dev.stamp chromium  ## Look at a report in Chromium; as root, install Debian's where there is none
 	$(BIN)/python -m pytest tests/run/test_report_browser.py
 
+chromium: FONTS := fonts-dejavu-core
 chromium fish:
 	@command -v $@ >/dev/null || { apt-get update --quiet --quiet && \
-		apt-get install --quiet --quiet --yes --no-install-recommends $@ fonts-dejavu-core >/dev/null; }
+		apt-get install --quiet --quiet --yes --no-install-recommends $@ $(FONTS) >/dev/null; }
 
 test-deploy: .venv/dev.stamp .venv-deploy/stamp  ## Try the Airflow and Dagster examples on the real libraries
 	NODE_PYTHON=$(abspath $(BIN)/python) PYTHONPATH=. .venv-deploy/bin/python -m pytest -c /dev/null --rootdir . --import-mode importlib \

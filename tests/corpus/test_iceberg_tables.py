@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,14 +19,14 @@ from pyiceberg.types import LongType
 from embedding.corpus.sources import list_inputs
 from embedding.errors import ConfigError, CorpusError
 from tests.corpus.table_rows import NEEDED, forget_library, ids_read, rows
+from tests.support.iceberg_catalog import iceberg_catalog
 from tests.support.iceberg_deletes import delete_first_row
 from tests.support.s3_server import S3Server
 
 
 @pytest.fixture
 def catalog(tmp_path: Path) -> Iterator[SqlCatalog]:
-    with closing(SqlCatalog("tests", uri=f"sqlite:///{tmp_path}/catalog.db", warehouse=f"file://{tmp_path}/warehouse")) as made:
-        made.create_namespace("n")
+    with iceberg_catalog(f"file://{tmp_path}/warehouse") as made:
         yield made
 
 
@@ -60,8 +59,7 @@ def test_an_iceberg_table_is_what_pyiceberg_reads(catalog: SqlCatalog, caplog: p
 def test_an_iceberg_table_on_s3(s3: S3Server) -> None:
     root = s3.folder()
     own = {"s3.endpoint": s3.endpoint, "s3.access-key-id": s3.key, "s3.secret-access-key": s3.secret, "s3.region": "us-east-1"}
-    with closing(SqlCatalog("tests", uri="sqlite:///:memory:", warehouse=root, **own)) as catalog:
-        catalog.create_namespace("n")
+    with iceberg_catalog(root, **own) as catalog:
         table = iceberg_of(catalog)
         assert ids_read(table.location()) == sorted(table.scan().to_arrow()["id"].to_pylist())
         assert ids_read(table.metadata_location) == ids_read(table.location())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +14,7 @@ from embedding.corpus.output import Output
 from tests.run.conftest import Embed
 from tests.run.here import embed_here, prove_here
 from tests.support import corpora, outputs
+from tests.support.iceberg_catalog import iceberg_catalog
 
 TEXTS = corpora.sentences(60, seed=5)
 
@@ -41,8 +41,7 @@ def test_a_run_on_a_cluster_remembers_the_version_of_a_table(embed: Embed, tmp_p
 
 @pytest.fixture
 def catalog(tmp_path: Path) -> Iterator[SqlCatalog]:
-    with closing(SqlCatalog("tests", uri="sqlite:///:memory:", warehouse=f"file://{tmp_path}/warehouse")) as made:
-        made.create_namespace("n")
+    with iceberg_catalog(f"file://{tmp_path}/warehouse") as made:
         yield made
 
 
