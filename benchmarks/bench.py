@@ -19,16 +19,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.data import SHAPES, BenchModel, ModelName, make_model, make_texts
+from benchmarks.launches import launch_stage
 from benchmarks.peers import OURS, peers_stage
 from benchmarks.setting import Result, Setting
 from benchmarks.stages import cuda_sweep, encoder_stage, memory_stage, parquet_stage, tokenizer_stage, write_stage
 from embedding.config import Precision
 
-STAGES = ("tokenizer", "encoder", "write", "parquet", "peers", "memory", "sweep")
+STAGES = ("tokenizer", "encoder", "write", "launches", "parquet", "peers", "memory", "sweep")
 _LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "nanotoken", "pyarrow", "numpy", "sentence-transformers", "onnxruntime")
 _TOKENIZED_TOKENS = 400_000
 """The tokenizer stage takes a longer corpus: it is fast."""
@@ -70,6 +72,7 @@ def _measure(lengths: str, model: BenchModel, options: argparse.Namespace, scrat
         "tokenizer": lambda: tokenizer_stage(replace(setting, texts=more, precision="fp32")),
         "encoder": lambda: {precision: encoder_stage(replace(setting, precision=precision)) for precision in options.precision},
         "write": lambda: write_stage(setting, scratch),
+        "launches": lambda: launch_stage(setting),
         "parquet": lambda: parquet_stage(setting, scratch),
         "peers": lambda: peers_stage(setting, scratch),
         "memory": lambda: memory_stage(setting, scratch),
@@ -167,6 +170,12 @@ def _rows(corpus: Result) -> Iterator[tuple[str, str]]:
         yield f"pooling and copy {precision}: share of encoding", f"{stage['pooling_share']:.1%}"
     if stage := stages.get("write"):
         yield "shard write", f"{stage['rows_per_second']:,.0f} rows/s, {stage['megabytes_per_second']:.0f} MB/s"
+    if stage := stages.get("launches"):
+        for name in ("tokenize", "write"):
+            [seconds, held, longest] = (
+                1e3 * np.median([each[key] for each in stage[name]]) for key in ("seconds", "held_seconds", "longest")
+            )
+            yield f"launches held up beside: {name}", f"{held:.0f} of {seconds:.0f} ms, {longest:.0f} ms at most"
     if stage := stages.get("parquet"):
         for name, speed in stage["tokens_per_second"].items():
             yield name, f"{speed:,.0f} tokens/s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import numpy as np
@@ -27,6 +28,9 @@ def sleeping_worker(seconds_per_row: float) -> type[EmbeddingWorker]:
         lanes = 1
         description: Mapping[str, str] = {"batches": "packed"}
 
+        def __init__(self) -> None:
+            self.device = ThreadPoolExecutor(1)
+
         def windows(self, long: LongTexts) -> Callable[[Sequence[str]], Pieces]:
             del long
             return self.pieces
@@ -36,10 +40,15 @@ def sleeping_worker(seconds_per_row: float) -> type[EmbeddingWorker]:
             tokens = TokenizedTexts(np.zeros(len(texts), np.int32), np.arange(len(texts) + 1), np.zeros(len(texts), np.bool_))
             return Pieces(tokens, rows, none, none, rows[:0])
 
-        def embed(self, tokens: TokenizedTexts, batch_tokens: int) -> EmbeddedTexts:
+        def submit(self, tokens: TokenizedTexts, batch_tokens: int) -> Callable[[], EmbeddedTexts]:
             rows = len(tokens.lengths)
-            time.sleep(rows * seconds_per_row)
-            return EmbeddedTexts(np.zeros((rows, _DIMENSIONS), np.float32), np.ones(rows, np.bool_), batch_tokens, 0, rows)
+            asleep = self.device.submit(time.sleep, rows * seconds_per_row)
+
+            def finish() -> EmbeddedTexts:
+                asleep.result()
+                return EmbeddedTexts(np.zeros((rows, _DIMENSIONS), np.float32), np.ones(rows, np.bool_), batch_tokens, 0, rows)
+
+            return finish
 
     class SleepingWorker(EmbeddingWorker):
         def load(self, job: WorkerJob) -> Embedder:

@@ -173,7 +173,7 @@ def write_stage(setting: Setting, scratch: Path) -> Result:
 
 
 def parquet_stage(setting: Setting, scratch: Path) -> Result:
-    """Parquet -> read, tokenize, encode, write, put -> shards, two units at once, against the encoder alone on the same units.
+    """Parquet -> read, tokenize, encode, write, put -> shards, several units at once, against the encoder alone on the same units.
 
     The encoder alone is `Embedder.embed` on ready token ids, unit by unit, nothing beside it.
     """

@@ -1,4 +1,4 @@
-"""A corpus of units and the worker that embeds them, two at once as in a run, without Ray."""
+"""A corpus of units and the worker that embeds them, as many at once as in a run, without Ray."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from embedding.model.tokenizer import TokenizedTexts
 from embedding.run.attempts import AttemptCounter
 from embedding.run.exchange import encode_unit
 from embedding.run.reading import read_stage
-from embedding.run.worker import EmbeddingWorker, WorkerJob
+from embedding.run.worker import UNITS_IN_HAND, EmbeddingWorker, WorkerJob
 
 _COLUMNS = Columns("text", ("id",))
 
@@ -34,6 +34,7 @@ class Units:
         layouts = read_layouts(list_sources([str(source)]), _COLUMNS)
         self.units = list(plan_units(layouts, unit_rows=-(-len(setting.texts) // units), fingerprint="bench"))
         self._attempts = AttemptCounter()
+        self._device = setting.device
         job = WorkerJob(
             model=setting.model.spec(setting.precision),
             output=str(scratch / "vectors"),
@@ -60,7 +61,7 @@ class Units:
             RuntimeError: a unit failed.
         """
         batches = (pa.table({"unit": [encode_unit(unit)]}) for unit in self.units)
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(UNITS_IN_HAND[self._device]) as pool:
             for table in pool.map(lambda batch: self._worker(read_stage(batch, _COLUMNS, self._attempts, 1)), batches):
                 [record] = records_from_table(table)
                 if record.error:

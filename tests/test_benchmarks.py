@@ -29,7 +29,7 @@ def _settings_stay() -> object:
 
 
 def test_the_quick_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stages = ["tokenizer", "encoder", "write", "parquet"]
+    stages = ["tokenizer", "encoder", "write", "launches", "parquet"]
     words = ["--quick", "--model", "tiny", "--lengths", "lognormal:8", "--tokens", "300", "--precision", "fp32", "--stages", *stages]
     found = main([*words, "--note", "a test", "--out", str(tmp_path / "results" / "tiny.json")])
     assert json.loads((tmp_path / "results" / "tiny.json").read_text()).keys() == found.keys()
@@ -39,8 +39,10 @@ def test_the_quick_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert list(corpus["stages"]) == stages
     assert corpus["not_measured"] == {}
     assert corpus["stages"]["tokenizer"]["mismatches"] == 0
-    for stage in (corpus["stages"]["encoder"]["fp32"], *(corpus["stages"][name] for name in stages if name != "encoder")):
+    for stage in (corpus["stages"]["encoder"]["fp32"], *(corpus["stages"][name] for name in ("tokenizer", "write", "parquet"))):
         assert {len(rounds) for rounds in stage["seconds"].values()} == {found["rounds"]}
+    for name in ("tokenize", "write"):
+        assert all(0 < each["longest"] <= each["seconds"] >= each["held_seconds"] for each in corpus["stages"]["launches"][name])
     assert table(found) in capsys.readouterr().out
 
 

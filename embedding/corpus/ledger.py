@@ -52,7 +52,7 @@ class CommitRecord:
     encode_started: float
     """Unix time."""
     wait_seconds: float
-    """Waiting for the device while another unit of this worker was encoded."""
+    """Waiting for the device while other units of this worker were encoded."""
     tokenize_seconds: float
     encode_seconds: float
     write_seconds: float

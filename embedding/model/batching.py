@@ -32,11 +32,9 @@ def distinct_rows(values_T: npt.NDArray[np.int32], offsets: Int64Array) -> tuple
     first_R = rows_R.copy()
     maybe_equal = _maybe_equal(values_T, offsets)
     content = values_T.view(np.uint8).data
-    ends = (4 * np.stack([offsets[:-1], offsets[1:]], axis=1)[maybe_equal]).tolist()
+    rows, starts, ends = (each.tolist() for each in (maybe_equal, 4 * offsets[:-1][maybe_equal], 4 * offsets[1:][maybe_equal]))
     seen: dict[bytes, int] = {}
-    first_R[maybe_equal] = [
-        seen.setdefault(bytes(content[start:end]), row) for row, (start, end) in zip(maybe_equal.tolist(), ends, strict=True)
-    ]
+    first_R[maybe_equal] = [seen.setdefault(bytes(content[start:end]), row) for row, start, end in zip(rows, starts, ends, strict=True)]
     is_first_R = first_R == rows_R
     return np.flatnonzero(is_first_R), (np.cumsum(is_first_R) - 1)[first_R]
 

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import platform
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from torch import Tensor
 from embedding.errors import ModelError, count
 from embedding.model.batching import batch_end
 from embedding.model.encoder import Encoder
-from embedding.model.host import available_cpus
+from embedding.model.lanes import Lanes
 from embedding.model.packing import pack
 from embedding.model.pooling import Head
 from embedding.model.source import ModelFiles
@@ -33,12 +34,14 @@ from embedding.model.windows import Windows
 
 log = logging.getLogger(__name__)
 
+Vectors: TypeAlias = npt.NDArray[np.float32]
+
 
 @dataclass(frozen=True)
 class EmbeddedTexts:
     """Vectors of R rows, in the order of the rows."""
 
-    vectors_RD: npt.NDArray[np.float32]
+    vectors_RD: Vectors
     """C-contiguous; where the model gives several vectors a row, all of them side by side."""
     finite_R: npt.NDArray[np.bool_]
     """False: the vector holds NaN or infinity, also when computed in fp32."""
@@ -75,15 +78,15 @@ class Embedder:
         self._folder = folder or spec.source.folder(spec.weight_files)
         check_files(spec, ModelFiles(self._folder))
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.lanes = 1
         if self._device.type == "cpu":
             torch.set_num_threads(1)
-            self.lanes = threads or available_cpus()
-        self._lanes = ThreadPoolExecutor(self.lanes, thread_name_prefix="encode")
+        self._lanes = Lanes(self._device, threads)
+        self.lanes = self._lanes.count
         self._tokenizer = Tokenizer(spec, self._folder)
         self._head = Head(spec, self._folder, self._device, prompt_tokens=self._tokenizer.prompt_tokens)
         self._encoder = Encoder(spec, self._folder, self._device, spec.precision)
         self._fitting_tokens: int | None = None
+        self._repairing = threading.Lock()
         self.dim = sum(spec.columns)
         self.packed = self._encoder.packed
 
@@ -114,7 +117,7 @@ class Embedder:
         return Windows(self._tokenizer, self._spec.max_tokens, long)
 
     def embed(self, tokens: TokenizedTexts, batch_tokens: int) -> EmbeddedTexts:
-        """Vectors of all rows; rows of the same tokens are encoded once. One caller at a time.
+        """Vectors of all rows; rows of the same tokens are encoded once.
 
         Running out of memory halves the batch, now and for later calls. Rows with a number that is not finite are computed
         again in fp32.
@@ -122,8 +125,18 @@ class Embedder:
         Raises:
             ModelError: a single row does not fit the memory.
         """
+        return self.submit(tokens, batch_tokens)()
+
+    def submit(self, tokens: TokenizedTexts, batch_tokens: int) -> Callable[[], EmbeddedTexts]:
+        """Begin to embed; the answer waits for the vectors, as `embed` gives them.
+
+        Safe to call from several threads: the batches of later calls follow those of earlier ones without a gap.
+        """
+        return partial(self._finish, tokens, batch_tokens, self._start(self._encoder, tokens.once, batch_tokens))
+
+    def _finish(self, tokens: TokenizedTexts, batch_tokens: int, encoded: Callable[[], tuple[Vectors, int]]) -> EmbeddedTexts:
+        vectors_RD, padding = encoded()
         once = tokens.once
-        vectors_RD, padding = self._encode(self._encoder, once, batch_tokens)
         finite_R = _finite_rows(vectors_RD)
         if not finite_R.all() and self._spec.precision != "fp32":
             self._repair(once, vectors_RD, finite_R)
@@ -132,16 +145,17 @@ class Embedder:
             vectors_RD, finite_R = vectors_RD[places_R], finite_R[places_R]
         return EmbeddedTexts(vectors_RD, finite_R, self._budget(batch_tokens), padding, len(once.lengths))
 
-    def _repair(self, tokens: TokenizedTexts, vectors_RD: npt.NDArray[np.float32], finite_R: npt.NDArray[np.bool_]) -> None:
+    def _repair(self, tokens: TokenizedTexts, vectors_RD: Vectors, finite_R: npt.NDArray[np.bool_]) -> None:
         """Fill in the rows that are not finite from an fp32 copy of the model, which is loaded for them and dropped after."""
         rows = np.flatnonzero(~finite_R)
         log.warning("%s overflowed in %s; computing again in fp32", count(len(rows), "row"), self._spec.precision)
-        exact = Encoder(self._spec, self._folder, self._device, "fp32")
-        vectors_RD[rows], _ = self._encode(exact, tokens.take(rows), self._spec.max_tokens)
+        with self._repairing:  # one copy at a time
+            exact = Encoder(self._spec, self._folder, self._device, "fp32")
+            vectors_RD[rows], _ = self._start(exact, tokens.take(rows), self._spec.max_tokens)()
         finite_R[rows] = _finite_rows(vectors_RD[rows])
 
-    def _encode(self, encoder: Encoder, tokens: TokenizedTexts, batch_tokens: int) -> tuple[npt.NDArray[np.float32], int]:
-        """(vectors [R, dim] in row order, padding tokens).
+    def _start(self, encoder: Encoder, tokens: TokenizedTexts, batch_tokens: int) -> Callable[[], tuple[Vectors, int]]:
+        """Begin to encode; the answer waits for (vectors [R, dim] in row order, padding tokens).
 
         A row without any token, as an empty text is to a tokenizer that adds none of its own, gets zeros.
         """
@@ -155,13 +169,17 @@ class Embedder:
             padded=not encoder.packed,
             vectors_RD=torch.zeros((len(order), self.dim), dtype=torch.float32, pin_memory=on_gpu),
         )
-        fill = functools.partial(self._fill, encoder, batches, batch_tokens)
-        cells = sum(self._lanes.map(lambda rows: fill(*rows), batches.cut(self._budget(batch_tokens))))
-        if on_gpu:
-            torch.cuda.synchronize(self._device)
-        vectors_RD = np.empty((len(order), self.dim), dtype=np.float32)
-        vectors_RD[order] = batches.vectors_RD.numpy()
-        return vectors_RD, cells - len(tokens.ids)
+        cells = self._lanes.start(
+            partial(self._fill, encoder, batches, batch_tokens, *rows) for rows in batches.cut(self._budget(batch_tokens))
+        )
+
+        def finish() -> tuple[Vectors, int]:
+            padding = cells() - len(tokens.ids)
+            vectors_RD = np.empty((len(order), self.dim), dtype=np.float32)
+            vectors_RD[order] = batches.vectors_RD.numpy()
+            return vectors_RD, padding
+
+        return finish
 
     def _fill(self, encoder: Encoder, batches: _Batches, batch_tokens: int, start: int, stop: int) -> int:
         """Encode a batch, in parts where it does not fit; never waits for a GPU. The number of tokens computed, padding included."""
@@ -213,7 +231,7 @@ class _Batches:
             start = end
 
 
-def _finite_rows(vectors_RD: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+def _finite_rows(vectors_RD: Vectors) -> npt.NDArray[np.bool_]:
     return np.asarray(np.isfinite(vectors_RD).all(axis=1))
 
 

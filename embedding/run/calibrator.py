@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from embedding.corpus.plan import SourceLayout, Unit
 from embedding.corpus.vectors import Calibration, VectorColumns
 from embedding.run.models import model_folder
-from embedding.run.pieces import embed_pieces, shard_rows
+from embedding.run.pieces import shard_rows, submit_pieces
 from embedding.run.sample import CHARS_PER_TOKEN, OnSample, SampleJob, embeddable_texts, read_in_time, spread_blocks
 
 _BLOCKS = 64
@@ -55,7 +55,7 @@ class Calibrator(OnSample[CalibrationJob]):
         pieces = embedder.windows(job.long_text)(sample_texts(job))
         if not len(pieces.texts_P):
             return Ranges(0, {})
-        vectors_RW = shard_rows(pieces, embed_pieces(embedder, pieces, job.batch_tokens), job.long_text, model).vectors_SD
+        vectors_RW = shard_rows(pieces, submit_pieces(embedder, pieces, job.batch_tokens)(), job.long_text, model).vectors_SD
         columns = VectorColumns(model.columns)
         return Ranges(len(vectors_RW), columns.calibrated(vectors_RW) if len(vectors_RW) else {})
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from embedding.model.windows import Pieces
 
 Int64Array = npt.NDArray[np.int64]
+
+_PARTS_QUEUED = 2
+"""One is computed, the other follows it without a gap."""
 
 
 @dataclass(frozen=True)
@@ -61,21 +66,32 @@ class ShardRows:
         return taken if self.chunks is None else self.chunks.behind(taken)
 
 
-def embed_pieces(embedder: Embedder, pieces: Pieces, batch_tokens: int) -> EmbeddedTexts:
-    """Vectors of all pieces, part by part: what is needed beside tokens and vectors does not grow with the unit.
+def submit_pieces(embedder: Embedder, pieces: Pieces, batch_tokens: int) -> Callable[[], EmbeddedTexts]:
+    """Begin to embed all pieces; the answer waits for their vectors.
+
+    Part by part, one queued while the one before it is computed: what is needed beside tokens and vectors does not grow with the unit.
 
     Raises:
         ModelError: a single piece does not fit the memory.
     """
-    found = [embedder.embed(part, batch_tokens) for part in pieces.parts]
-    if len(found) == 1:
-        return found[0]
-    return type(found[0])(
-        np.concatenate([each.vectors_RD for each in found]),
-        np.concatenate([each.finite_R for each in found]),
-        found[-1].batch_tokens,
-        sum(each.padding_tokens for each in found),
-        sum(each.distinct_rows for each in found),
+    done: list[EmbeddedTexts] = []
+    queued: deque[Callable[[], EmbeddedTexts]] = deque()
+    for part in pieces.parts:
+        queued.append(embedder.submit(part, batch_tokens))
+        if len(queued) == _PARTS_QUEUED:
+            done.append(queued.popleft()())
+    return lambda: _joined(done + [finish() for finish in queued])
+
+
+def _joined(parts: Sequence[EmbeddedTexts]) -> EmbeddedTexts:
+    if len(parts) == 1:
+        return parts[0]
+    return type(parts[0])(
+        np.concatenate([each.vectors_RD for each in parts]),
+        np.concatenate([each.finite_R for each in parts]),
+        parts[-1].batch_tokens,
+        sum(each.padding_tokens for each in parts),
+        sum(each.distinct_rows for each in parts),
     )
 
 

@@ -6,6 +6,7 @@ A proof of an output has one stage: units -> check on CPU -> what was found.
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import re
 import socket
@@ -28,14 +29,12 @@ from embedding.run.placement import READ_CPUS, Placement
 from embedding.run.probe import Findings, Probe, ProbeJob
 from embedding.run.reading import read_stage, reason_of
 from embedding.run.remote_attempts import RemoteAttempts
-from embedding.run.worker import EmbeddingWorker, WorkerJob
+from embedding.run.worker import UNITS_IN_HAND, EmbeddingWorker, WorkerJob
 
 log = logging.getLogger(__name__)
 
 _RAISED = re.compile(r"^[\w.]*(Error|Exception): ")
 """How the last line of a traceback begins."""
-_UNITS_IN_HAND = 2
-"""Units that a worker works on at once: one on the device, one being tokenized, written or put."""
 _UNITS_AHEAD = 2
 """Read units that wait at a worker, so that it never waits for a read."""
 _READ_TASKS = 2_000
@@ -62,6 +61,7 @@ def run_units(
     One row of the dataset is one unit, and every batch and every block behind the read is one row, so that units never mix.
     """
     attempts = RemoteAttempts.start()
+    in_hand = UNITS_IN_HAND[placement.device]
     if in_flight is not None:
         in_flight.watch(attempts)
     dataset = (
@@ -79,8 +79,8 @@ def run_units(
             compute=ray.data.ActorPoolStrategy(
                 min_size=min(placement.min_workers, len(units)),
                 max_size=min(placement.max_workers, len(units)),
-                max_concurrent_calls_per_actor=_UNITS_IN_HAND,
-                max_tasks_in_flight_per_actor=_UNITS_IN_HAND + _UNITS_AHEAD,
+                max_concurrent_calls_per_actor=in_hand,
+                max_tasks_in_flight_per_actor=in_hand + _UNITS_AHEAD,
                 enable_true_multi_threading=True,
             ),
             num_cpus=placement.cpus,
@@ -186,6 +186,8 @@ class _Starting:
             log.warning("a worker cannot start", exc_info=not isinstance(error, EmbeddingJobError))
             kind = ModelError if isinstance(error, ModelError) else EmbeddingJobError
             self._error = kind(f"a worker on {socket.gethostname()} cannot start: {reason_of(error)}")
+        gc.collect()
+        gc.freeze()  # half a million objects of libraries, which stay: to look through them again stops all threads for 0.2 s each time
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         if self._worker is None:

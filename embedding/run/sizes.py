@@ -36,7 +36,7 @@ _UNIT_SECONDS = (10, 20)
 _FED_PER_SECOND = 50
 """Units; what one driver sustains (docs/scale.md)."""
 _UNIT_BYTES = 2**28
-"""Texts, copied columns and vectors of a unit; a worker has two units in hand, and more wait at it."""
+"""Texts, copied columns and vectors of a unit; a worker has two or three units in hand, and more wait at it."""
 _UNITS_PER_WORKER = 4
 """At least, so that no worker waits long for the last one."""
 _LEAST_ROWS, _LEAST_SECONDS = 512, 2

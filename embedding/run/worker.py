@@ -1,6 +1,6 @@
 """What one worker does with one unit: tokenize, encode, build the shard, commit it. Knows no Ray.
 
-Two units are in hand at once, in two threads: while one is on the device, the other is tokenized, written or put.
+Some units are in hand at once, in a thread each: while one is on the device, the others are tokenized, queued behind it, written or put.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -34,13 +34,18 @@ from embedding.model.spec import TRUNCATE, LongTexts, ModelSpec
 from embedding.run.attempts import Attempts
 from embedding.run.exchange import decode_rows, decode_unit
 from embedding.run.models import model_folder
-from embedding.run.pieces import embed_pieces, shard_rows
+from embedding.run.pieces import shard_rows, submit_pieces
 from embedding.run.reading import reason_of
 
 if TYPE_CHECKING:
     from embedding.model.embedder import Embedder
 
 log = logging.getLogger(__name__)
+
+UNITS_IN_HAND: Final = {"cpu": 2, "cuda": 3}
+"""One on the device, the others being tokenized, written or put. A small model on a fast GPU is done with a unit sooner than its shard is
+compressed and uploaded.
+"""
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,22 @@ class _Turns:
                 self._changed.notify_all()
 
 
+class _DeviceTime:
+    """Whose the device's time was: units follow one another on it without a gap."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free = 0.0
+
+    def use(self, ready: float, done: float) -> float:
+        """When the device began with a unit that was queued at `ready` and is done at `done`: not before it was done with another."""
+        with self._lock:
+            began, self._free = min(max(ready, self._free), done), max(done, self._free)
+            return began
+
+
 class EmbeddingWorker:
-    """Holds one copy of the model; called with one unit at a time by up to two threads."""
+    """Holds one copy of the model; called with one unit at a time by each of some threads."""
 
     def __init__(self, job: WorkerJob, attempts: Attempts) -> None:
         self._job = job
@@ -103,7 +122,8 @@ class EmbeddingWorker:
         self._output = Output(job.output, job.shards)
         self._columns = VectorColumns(job.model.columns, job.output_dtype, job.calibration)
         self._embedder = self.load(job)
-        self._device = threading.Lock()
+        self._order = threading.Lock()
+        self._device_time = _DeviceTime()
         self._windows = self._embedder.windows(job.long_text)
         self._turns = _Turns()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
@@ -132,7 +152,7 @@ class EmbeddingWorker:
     def _commit_or_fail(self, unit: Unit, rows: UnitRows) -> CommitRecord:
         """Try the unit until it is committed or its attempts, those of dead processes included, are spent.
 
-        Its first try has another unit beside it; one that died or failed is tried alone, so that it takes no other with it again.
+        Its first try has other units beside it; one that died or failed is tried alone, so that it takes no other with it again.
         """
         for _ in range(self._job.max_unit_attempts + 1):
             with self._turns.take(alone=self._attempts.begun(unit.id) > 0):
@@ -180,11 +200,12 @@ class EmbeddingWorker:
         faults |= dict.fromkeys(good[pieces.too_long].tolist(), too_long(self._job.model.max_tokens))
         self._require_none(unit, faults)
         tokenized = time.perf_counter()
-        with self._device:
-            encode_started, began = time.time(), time.perf_counter()
-            embedded = embed_pieces(self._embedder, pieces, self._job.batch_tokens)
-            encoded = time.perf_counter()
-
+        with self._order:  # the whole unit before the next one: were they to take turns, both would be done at the end of the second
+            finish = submit_pieces(self._embedder, pieces, self._job.batch_tokens)
+        embedded = finish()
+        encoded = time.perf_counter()
+        began = self._device_time.use(tokenized, encoded)
+        encode_started = time.time() - (time.perf_counter() - began)
         if self._job.output_dtype == "float16":
             embedded = replace(embedded, finite_R=embedded.finite_R & (np.abs(embedded.vectors_RD) <= LARGEST_HALF).all(axis=1))
         made = shard_rows(pieces, embedded, self._job.long_text, self._job.model)

@@ -174,6 +174,14 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(folder: Path) -> None:
     assert alone.embed(tokens, 60).vectors_RD.tobytes() == together.embed(tokens, 60).vectors_RD.tobytes()
 
 
+def test_two_callers_get_their_own_vectors(folder: Path) -> None:
+    embedder = Embedder(spec_of(folder), device="cpu", threads=2)
+    units = [embedder.tokenize(texts) for texts in (TEXTS, TEXTS[::-1], [*TEXTS[:5], *TEXTS[:5]])]
+    expected = [embedder.embed(unit, 60) for unit in units]
+    found = [finish() for finish in [embedder.submit(unit, 60) for unit in units]]
+    assert [one.vectors_RD.tobytes() for one in found] == [one.vectors_RD.tobytes() for one in expected]
+
+
 def test_a_text_without_any_token_gets_zeros(tmp_path: Path) -> None:
     folder = save_model(tmp_path, "bert")
     settings = json.loads((folder / "tokenizer.json").read_text())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import pickle
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,13 @@ from embedding.corpus.shards.library import library
 from embedding.corpus.shards.parquet import PARQUET
 from embedding.corpus.sources import list_sources
 from embedding.errors import ConfigError
+from embedding.model import windows
 from embedding.model.spec import resolve_model
+from embedding.model.tokenizer import TokenizedTexts
 from embedding.run.attempts import AttemptCounter
 from embedding.run.exchange import encode_unit
 from embedding.run.reading import read_stage
-from embedding.run.worker import EmbeddingWorker, WorkerJob, _Turns
+from embedding.run.worker import EmbeddingWorker, WorkerJob, _DeviceTime, _Turns
 from tests.model.tiny import save_model
 from tests.support import corpora, outputs
 
@@ -195,6 +199,33 @@ def test_a_unit_that_was_tried_before_is_tried_alone() -> None:
     assert sorted(order[:2]) == ["one", "two"]
     assert sorted(order[2:4]) == ["one ends", "two ends"]
     assert order[4:] == ["suspect"]
+
+
+def test_the_devices_time_is_shared_out_once() -> None:
+    device = _DeviceTime()
+    assert device.use(ready=1.0, done=4.0) == 1.0
+    assert device.use(ready=2.0, done=7.0) == 4.0  # it waited behind the first
+    assert device.use(ready=9.0, done=10.0) == 9.0  # nothing was before it
+    assert device.use(ready=8.0, done=9.5) == 9.5  # it was done before one that was queued earlier
+
+
+def test_the_parts_of_a_unit_are_not_mixed_with_those_of_another(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else both units would be done at the end of the second, and the device would idle while both are written."""
+    monkeypatch.setattr(windows, "_PART_TOKENS", 100)
+    attempts, output = AttemptCounter(), str(tmp_path / "out")
+    units = [unit_of(tmp_path / name, [f"{name} {number} " * 8 for number in range(60)]) for name in ("one", "two")]
+    worker = worker_on(tiny_model, output, attempts)
+    order, submit = [], worker._embedder.submit
+
+    def watched(tokens: TokenizedTexts, batch_tokens: int) -> Any:
+        order.append(threading.get_ident())
+        return submit(tokens, batch_tokens)
+
+    monkeypatch.setattr(worker._embedder, "submit", watched)
+    with ThreadPoolExecutor(2) as pool:
+        assert [record.error for record in pool.map(lambda unit: process(worker, unit, attempts), units)] == ["", ""]
+    assert len(order) > 10
+    assert len(list(itertools.groupby(order))) == 2
 
 
 def test_bad_rows_fail_their_unit_at_once_if_asked(tiny_model: Path, tmp_path: Path) -> None:

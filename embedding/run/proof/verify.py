@@ -30,7 +30,7 @@ from embedding.model.spec import TRUNCATE, ModelSpec
 from embedding.run.checker import CheckJob
 from embedding.run.cluster import Cluster
 from embedding.run.models import find_model, model_folder
-from embedding.run.pieces import average, embed_pieces, firsts
+from embedding.run.pieces import average, firsts, submit_pieces
 from embedding.run.pipeline import run_checks
 from embedding.run.proof.config import VerifyConfig
 from embedding.run.proof.result import Proof
@@ -207,7 +207,7 @@ def _compare_vectors(model: ModelSpec, settings: JobSettings, units: Sequence[Un
     for start in range(0, len(pairs), _SAMPLE_BATCH):
         part = pairs[start : start + _SAMPLE_BATCH]
         pieces = windows([sample.text for _, sample in part])
-        embedded = embed_pieces(embedder, pieces, model.max_tokens)
+        embedded = submit_pieces(embedder, pieces, model.max_tokens)()
         right_RD = average(embedded.vectors_RD, pieces.tokens.lengths, firsts(pieces.texts_P), model)
         for (unit, sample), right in zip(part, right_RD, strict=True):
             cosine, length = min(_agreements(sample, right, columns), key=lambda found: found[0] - abs(found[1] - 1))
