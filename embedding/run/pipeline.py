@@ -35,8 +35,10 @@ log = logging.getLogger(__name__)
 
 _RAISED = re.compile(r"^[\w.]*(Error|Exception): ")
 """How the last line of a traceback begins."""
-_UNITS_AHEAD = 2
-"""Read units that wait at a worker, so that it never waits for a read."""
+_UNITS_AT_WORKER = 2
+"""For each in hand, one of them waiting, so that no worker waits for a read. With a quarter less, Ray Data would take the workers for idle
+and start no further ones (`DEFAULT_ACTOR_POOL_UTIL_UPSCALING_THRESHOLD`).
+"""
 _READ_TASKS = 2_000
 """More units than these share read tasks: before the first one starts, Ray's driver puts the input of each into the object store, 1 ms
 each. Not far fewer, since a read task that dies with its node begins again.
@@ -80,7 +82,7 @@ def run_units(
                 min_size=min(placement.min_workers, len(units)),
                 max_size=min(placement.max_workers, len(units)),
                 max_concurrent_calls_per_actor=in_hand,
-                max_tasks_in_flight_per_actor=in_hand + _UNITS_AHEAD,
+                max_tasks_in_flight_per_actor=_UNITS_AT_WORKER * in_hand,
                 enable_true_multi_threading=True,
             ),
             num_cpus=placement.cpus,
