@@ -21,6 +21,7 @@ from benchmarks.setting import Result, Setting
 from benchmarks.timing import interleave, rate, ratio
 from embedding.config import Precision
 from embedding.model.batching import batch_end, longest_first
+from embedding.model.bert import BertEncoder
 from embedding.model.encoder import DTYPES, Encoder
 from embedding.model.linear import linear_for, onednn_fits_on
 from embedding.model.packing import PackedBatch, pack
@@ -68,8 +69,8 @@ def encoder_stage(setting: Setting, *, batch_tokens: int | None = None, compiled
     spec, device = setting.model.spec(setting.precision), torch.device(setting.device)
     tokens = JobTokenizer(spec, setting.model.folder)(setting.texts)
     encoder = Encoder(spec, setting.model.folder, device, setting.precision)
-    if not compiled and (own := getattr(encoder._model.module, "steps", None)):  # type: ignore[attr-defined]  # both kinds have it
-        own[:] = encoder._model.module.layers  # type: ignore[attr-defined]
+    if not compiled and isinstance(encoder._model, BertEncoder):
+        encoder._model.module.interpret_steps()
     head = Head(spec, setting.model.folder, device, prompt_tokens=0)
     budget = batch_tokens or setting.batch_tokens
     batches = list(_batches(tokens, budget, device))

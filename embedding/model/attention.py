@@ -4,14 +4,52 @@
 
 from __future__ import annotations
 
+from inspect import signature
+from typing import Any, Final, Protocol
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from embedding.model.packing import PackedRows
 
+_FLASH_CAPABILITY: Final = (8, 0)
+"""Of a GPU: flash attention is written for Ampere and what came after it."""
 
-def attend(
+
+class Attention(Protocol):
+    """Attention of each token to the tokens of its own row."""
+
+    def __call__(
+        self,
+        query_THK: Tensor,
+        key_TGK: Tensor,
+        value_TGK: Tensor,
+        rows: PackedRows,
+        *,
+        scaling: float | None = None,
+        causal: bool = False,
+        window: int | None = None,
+    ) -> Tensor:
+        """[T, H, K], contiguous; G divides H (grouped queries).
+
+        `scaling` is 1 / sqrt(K) unless given. `window` w lets token i see token j where |i - j| < w.
+        """
+
+
+def attention_for(device: torch.device, dtype: torch.dtype) -> Attention:
+    """The fastest for tensors of that type there."""
+    return _by_kernel if has_kernel(device, dtype) else _by_length
+
+
+def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether one launch does all rows of a batch, whatever their lengths."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return torch.cuda.get_device_capability(device) >= _FLASH_CAPABILITY
+
+
+def _by_kernel(
     query_THK: Tensor,
     key_TGK: Tensor,
     value_TGK: Tensor,
@@ -21,26 +59,16 @@ def attend(
     causal: bool = False,
     window: int | None = None,
 ) -> Tensor:
-    """Attention of each token to the tokens of its own row: [T, H, K], contiguous; G divides H (grouped queries).
-
-    `scaling` is 1 / sqrt(K) unless given. `window` w lets token i see token j where |i - j| < w.
-    """
-    attention = _by_kernel if has_kernel(value_TGK.device, value_TGK.dtype) else _by_length
-    return attention(query_THK, key_TGK, value_TGK, rows, scaling, causal, window)
-
-
-def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether one launch does all rows of a batch, whatever their lengths."""
-    return device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
-
-
-def _by_kernel(
-    query_THK: Tensor, key_TGK: Tensor, value_TGK: Tensor, rows: PackedRows, scaling: float | None, causal: bool, window: int | None
-) -> Tensor:
     """One launch for all rows (CUDA, half precision)."""
     from torch.nn.attention.varlen import varlen_attn  # brings torch's compiler, a second and a half that a CPU need not spend
 
     reach = -1 if window is None else window - 1
+    grouped: dict[str, Any] = {}
+    if (times := query_THK.shape[1] // key_TGK.shape[1]) > 1:
+        if "enable_gqa" in signature(varlen_attn).parameters:
+            grouped["enable_gqa"] = True
+        else:  # torch 2.11
+            key_TGK, value_TGK = (heads.repeat_interleave(times, dim=1) for heads in (key_TGK, value_TGK))
     result = varlen_attn(
         query_THK,
         key_TGK,
@@ -51,14 +79,21 @@ def _by_kernel(
         rows.longest,
         scale=scaling,
         window_size=(reach, 0 if causal else reach),
-        enable_gqa=query_THK.shape[1] != key_TGK.shape[1],
+        **grouped,
     )
     assert isinstance(result, Tensor)
     return result
 
 
 def _by_length(
-    query_THK: Tensor, key_TGK: Tensor, value_TGK: Tensor, rows: PackedRows, scaling: float | None, causal: bool, window: int | None
+    query_THK: Tensor,
+    key_TGK: Tensor,
+    value_TGK: Tensor,
+    rows: PackedRows,
+    *,
+    scaling: float | None = None,
+    causal: bool = False,
+    window: int | None = None,
 ) -> Tensor:
     """One ordinary attention per length: rows of equal length lie together, so that a reshape makes a batch of them."""
     result_THK = torch.empty(query_THK.shape, dtype=query_THK.dtype, device=query_THK.device)

@@ -9,6 +9,7 @@ and a process that encodes with it need not load the half of transformers that t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, layer_norm, relu
 from transformers import AutoConfig
 
-from embedding.model.attention import attend, has_kernel
+from embedding.model.attention import attention_for, has_kernel
 from embedding.model.linear import Linear, linear_for
 from embedding.model.packing import PackedBatch, PackedRows
 from embedding.model.parity import difference, probe_batch
@@ -31,6 +32,8 @@ _ACTIVATIONS: Final[dict[str, Callable[[Linear, Tensor], Tensor]]] = {"gelu": la
 """Of the feed-forward's first product."""
 _DISTILBERT_EPS: Final = 1e-12
 _COMPILER: Final = "inductor"
+_COMPILED_FOR_TOKENS: Final = 4096
+"""Below 1,024 tokens torch's compiler has many threads normalize a token, which is slow where there are tokens enough for all threads."""
 _REASON_CHARS: Final = 200
 """A compiler says more than a line of a log can hold."""
 
@@ -99,20 +102,22 @@ class BertEncoder:
     def compile(self, batch: PackedBatch) -> None:
         """Let torch's compiler join what lies between the matrix products, unless it cannot here or something else comes out.
 
-        All layers and all batches share one piece of code, whose lengths are symbols; `batch` is what is tried.
+        All layers and all batches share one piece of code, whose lengths are symbols. `batch` is what is tried, and has to be as large as
+        batches are: the kernels are laid out for it.
         """
         from torch._inductor import config as inductor  # brings the compiler, seconds that a CPU need not spend
 
         inductor.compile_threads = 1  # for a handful of kernels; else every worker starts a process for each core
+        inductor.deterministic = True  # no kernel chosen by a race, which may end otherwise at the next start, and round otherwise
         with torch.inference_mode():
             expected_TD = self(batch)
-            self.module.steps = [torch.compile(layer, dynamic=True, fullgraph=True, backend=_COMPILER) for layer in self.module.layers]
+            self.module.compile_steps()
             try:
                 reason = difference(self(batch), expected_TD, self.module.dtype)
             except Exception as error:  # noqa: BLE001 - a machine without a C compiler, and whatever else a compiler meets
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())[:_REASON_CHARS]}"
         if reason:
-            self.module.steps = list(self.module.layers)
+            self.module.interpret_steps()
             self.manner = f"packed, but without torch.compile: {reason}"
 
 
@@ -128,11 +133,11 @@ def read_bert(spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.
     except (StopIteration, KeyError, ValueError, SafetensorError):  # transformers says better what is wrong with them
         return None
     padding_offset = config.pad_token_id + 1 if config.model_type in POSITIONS_FOLLOW_PADDING else None
-    if len(module.positions) - (padding_offset or 0) < spec.max_tokens:
+    if len(module.embeddings.positions) - (padding_offset or 0) < spec.max_tokens:
         return None
     encoder = BertEncoder(module, padding_offset)
     if has_kernel(device, dtype):
-        encoder.compile(probe_batch(config, spec.max_tokens, device))
+        encoder.compile(probe_batch(config, spec.max_tokens, device, _COMPILED_FOR_TOKENS))
     return encoder
 
 
@@ -215,6 +220,7 @@ class _Layer(nn.Module):
         self.query_key_value = linear_for(*mixed)
         self.attended, self.up, self.down = (linear_for(*weights.affine(at[part], shape=shapes[part], dtype=dtype)) for part in shapes)
         self.attended_norm, self.norm = (_Norm(*weights.affine(at[part], shape=(width,)), eps) for part in ("attended_norm", "norm"))
+        self.attend = attention_for(weights.device, dtype)
         self.heads = config.num_attention_heads
         self.activation = _ACTIVATIONS[_activation(config)]
 
@@ -222,20 +228,19 @@ class _Layer(nn.Module):
         """Hidden states in, hidden states out; `read_TD` are the same in the type of the products, made in the pass that makes them."""
         tokens, width = hidden_TD.shape
         query_THK, key_THK, value_THK = self.query_key_value(read_TD).view(tokens, 3, self.heads, -1).unbind(1)
-        attended_TD = attend(query_THK, key_THK, value_THK, rows).view(tokens, width)
+        attended_TD = self.attend(query_THK, key_THK, value_THK, rows).view(tokens, width)
         hidden_TD = self.attended_norm(self.attended.added(attended_TD, hidden_TD))
         inner_TF = self.activation(self.up, hidden_TD)
         hidden_TD = self.norm(self.down.added(inner_TF, hidden_TD))
         return hidden_TD, hidden_TD.to(read_TD.dtype)
 
 
-class _Bert(nn.Module):
-    """Embeddings and layers."""
+class _Embeddings(nn.Module):
+    """Words and positions, added and normalized."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], names: _Names, config: Any, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, weights: _Weights, config: Any, dtype: torch.dtype) -> None:
         super().__init__()
-        weights = _Weights(tensors, device)
-        width = config.hidden_size
+        tensors, device, width = weights.tensors, weights.device, config.hidden_size
         self.words = nn.Buffer(tensors["embeddings.word_embeddings.weight"].to(device))
         positions = tensors["embeddings.position_embeddings.weight"]
         if config.model_type != "distilbert":  # all tokens are of the first type
@@ -244,15 +249,38 @@ class _Bert(nn.Module):
         if self.words.shape != (config.vocab_size, width) or self.positions.shape[1] != width:
             raise ValueError(f"the table of words has the shape {tuple(self.words.shape)}, not {(config.vocab_size, width)}")
         self.norm = _Norm(*weights.affine("embeddings.LayerNorm", shape=(width,)), _eps(config))
-        self.layers = nn.ModuleList(_Layer(weights, names, number, config, dtype) for number in range(config.num_hidden_layers))
-        self.steps: list[Callable[[Tensor, Tensor, PackedRows], tuple[Tensor, Tensor]]] = list(self.layers)
-        """The layers, or what was compiled of them."""
         self.dtype = dtype
 
-    def forward(self, ids_T: Tensor, positions_T: Tensor, rows: PackedRows) -> Tensor:
+    def forward(self, ids_T: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states, twice as a layer gives them."""
         hidden_TD: Tensor = self.norm(embedding(ids_T, self.words) + embedding(positions_T, self.positions))
-        read_TD = hidden_TD.to(self.dtype)
-        for step in self.steps:
+        return hidden_TD, hidden_TD.to(self.dtype)
+
+
+class _Bert(nn.Module):
+    """Embeddings and layers."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], names: _Names, config: Any, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        weights = _Weights(tensors, device)
+        self.embeddings = _Embeddings(weights, config, dtype)
+        self.layers = nn.ModuleList(_Layer(weights, names, number, config, dtype) for number in range(config.num_hidden_layers))
+        self.dtype = dtype
+        self.interpret_steps()
+
+    def interpret_steps(self) -> None:
+        """Run the modules as they are."""
+        self._begin: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = self.embeddings
+        self._steps: list[Callable[[Tensor, Tensor, PackedRows], tuple[Tensor, Tensor]]] = list(self.layers)
+
+    def compile_steps(self) -> None:
+        """Run what torch's compiler makes of them, when they are called."""
+        compiled = functools.partial(torch.compile, dynamic=True, fullgraph=True, backend=_COMPILER)
+        self._begin, self._steps = compiled(self.embeddings), [compiled(layer) for layer in self.layers]
+
+    def forward(self, ids_T: Tensor, positions_T: Tensor, rows: PackedRows) -> Tensor:
+        hidden_TD, read_TD = self._begin(ids_T, positions_T)
+        for step in self._steps:
             hidden_TD, read_TD = step(hidden_TD, read_TD, rows)
         return hidden_TD
 

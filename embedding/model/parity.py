@@ -20,9 +20,10 @@ hundredths itself, and only a kernel that does something else is above.
 """
 
 
-def probe_batch(config: Any, max_tokens: int, device: torch.device) -> PackedBatch:
-    """Rows of some lengths with tokens of a model's vocabulary, by its configuration; always the same."""
+def probe_batch(config: Any, max_tokens: int, device: torch.device, tokens: int = 1) -> PackedBatch:
+    """Rows of some lengths with tokens of a model's vocabulary, by its configuration, so many at least; always the same."""
     lengths = np.minimum(np.array(_LENGTHS, dtype=np.int64), max_tokens)
+    lengths = lengths.repeat(-(-tokens // int(lengths.sum())))
     vocabulary = [token for token in range(min(config.vocab_size, 1000)) if token != config.pad_token_id]
     ids = np.random.default_rng(0).choice(np.array(vocabulary, dtype=np.int32), int(lengths.sum()))
     return pack(torch.from_numpy(ids), lengths, device)

@@ -32,15 +32,31 @@ VARLEN = "torch_attn::_varlen_attn"
 assert hasattr(varlen, "varlen_attn")  # its import defines the operator
 
 
-def kernel_on_cpu(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, _: Tensor, longest: int, *more: Any) -> tuple[Tensor, ...]:
+def kernel_on_cpu(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    starts: Tensor,
+    _: Tensor,
+    longest: int,
+    longest_key: int,
+    causal: bool,
+    scale: float | None,
+    window: list[int],
+    *more: Any,
+) -> tuple[Tensor, ...]:
     """Row by row what flash attention does at once; `longest` bounds its launch, so that it has to be right."""
-    places, scale = starts.tolist(), more[2]
+    places = starts.tolist()
     assert starts.dtype == torch.int32
-    assert longest == more[0] == max(np.diff(places))
+    assert longest == longest_key == max(np.diff(places))
     found = torch.empty(query.shape, dtype=query.dtype)
     for start, stop in pairwise(places):
         one, two, three = (tensor[start:stop].transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
-        found[start:stop] = scaled_dot_product_attention(one, two, three, scale=scale)[0].transpose(0, 1)
+        before = torch.arange(stop - start)[:, None] - torch.arange(stop - start)  # how far a key lies before a query
+        left, right = (reach if reach >= 0 else stop - start for reach in window)
+        seen = (before <= left) & (before >= (0 if causal else -right))
+        attended = scaled_dot_product_attention(one, two, three, attn_mask=seen, scale=scale, enable_gqa=any(more[:1]))
+        found[start:stop] = attended[0].transpose(0, 1)
     return found, query.new_empty(0), torch.zeros(2, dtype=torch.uint64)
 
 
@@ -49,8 +65,8 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let CPUs take the path of GPUs in half precision."""
     with torch.library._scoped_library("torch_attn", "FRAGMENT") as library:
         torch.library.register_kernel(VARLEN, "cpu", kernel_on_cpu, lib=library)
-        monkeypatch.setattr(attention, "has_kernel", lambda _, dtype: dtype == HALF)
-        monkeypatch.setattr(bert, "has_kernel", attention.has_kernel)
+        for module in (attention, bert):
+            monkeypatch.setattr(module, "has_kernel", lambda _, dtype: dtype == HALF)
         monkeypatch.setattr(linear, "onednn_fits_on", lambda *_: False)
         torch._dynamo.reset()
         yield
@@ -78,6 +94,16 @@ def test_one_piece_of_code_runs_all_layers_and_batches(compiler: str, tmp_path: 
         assert worst_cosine(vectors, exact.embed(tokens, 4000).vectors_RD) > 0.999
 
 
+@pytest.mark.parametrize("family", ["electra", "modernbert", "qwen3"])
+def test_the_kernel_serves_other_architectures(family: str, tmp_path: Path) -> None:
+    """Also with a sliding window, causal, and with several heads of queries for one of keys."""
+    folder = save_model(tmp_path, family)
+    exact, embedder = Embedder(spec_of(folder)), Embedder(in_half(folder))
+    assert embedder.description["batches"] == "packed"
+    tokens = exact.tokenize(TEXTS)
+    assert worst_cosine(embedder.embed(tokens, 300).vectors_RD, exact.embed(tokens, 300).vectors_RD) > 0.998
+
+
 def broken(*_: object) -> Any:
     raise RuntimeError("no C compiler was found")
 
@@ -99,3 +125,12 @@ def test_what_a_compiler_cannot_do_is_done_without_it(
     assert reason in embedder.description["batches"]
     assert caplog.text.count("runs packed, but without torch.compile: ") == 1
     assert worst_cosine(embedder.embed(tokens, 300).vectors_RD, exact.embed(tokens, 300).vectors_RD) > 0.999
+
+
+@pytest.mark.parametrize(("capability", "has_it"), [((7, 5), False), ((8, 0), True), ((10, 0), True)])
+def test_only_gpus_with_flash_attention_have_the_kernel(capability: tuple[int, int], has_it: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    gpu = torch.device("cuda")
+    assert [attention.has_kernel(gpu, dtype) for dtype in (HALF, torch.float16, torch.float32)] == [has_it, has_it, False]
+    assert not attention.has_kernel(torch.device("cpu"), HALF)
