@@ -91,7 +91,7 @@ def _measure(lengths: str, model: BenchModel, options: argparse.Namespace, scrat
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--model", choices=get_args(ModelName), default="minilm", help="tiny is for the tests")
+    parser.add_argument("--model", choices=get_args(ModelName), default="minilm", help="tiny is for the tests, narrow for benchmarks.lanes")
     parser.add_argument("--lengths", nargs="+", help="demo, lognormal:MEDIAN or uniform:LOW-HIGH, in tokens")
     parser.add_argument("--precision", nargs="+", choices=get_args(Precision), help="the first is compared with the peers")
     parser.add_argument("--tokens", type=int, help="size of each corpus")

@@ -19,9 +19,14 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from embedding.config import JobConfig, Precision
 from embedding.model.spec import ModelSpec, resolve_model
 
-ModelName: TypeAlias = Literal["minilm", "bert-base", "tiny"]
+ModelName: TypeAlias = Literal["minilm", "bert-base", "narrow", "tiny"]
 
-SHAPES: dict[ModelName, tuple[int, int, int]] = {"minilm": (6, 384, 12), "bert-base": (12, 768, 12), "tiny": (2, 32, 2)}
+SHAPES: dict[ModelName, tuple[int, int, int]] = {
+    "minilm": (6, 384, 12),
+    "bert-base": (12, 768, 12),
+    "narrow": (6, 24, 12),
+    "tiny": (2, 32, 2),
+}
 """Layers, width, heads. The inner width is four times the width in all of them."""
 _VOCABULARY = 30_522
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -200,7 +200,7 @@ class JobConfig(Config):
     )
     cpus_per_worker: Annotated[Literal["auto"] | PositiveInt, _SPEED, _AUTO_OR_NUMBER] = Field(
         "auto",
-        description="CPU cores per worker; auto: 1 with a GPU, else all cores of a node (in a running cluster, one fewer, for the reads).",
+        description="CPU cores per worker; auto: 1 with a GPU, else a node's (in a cluster all but one) in equal parts up to 16.",
     )
     max_unit_attempts: Annotated[PositiveInt, _SPEED, _NUMBER] = Field(
         3, description="Number of attempts after which a failing unit is set aside."

@@ -11,6 +11,8 @@ from embedding.model.host import available_cpus
 
 READ_CPUS = 0.5
 """CPUs a read holds: mostly it waits for the store. Differs from any worker's, so that Ray Data keeps the stages apart."""
+_MOST_CORES = 16
+"""Of a worker on CPUs, whose threads need Python's lock between operations: 24 get on, 48 hold each other up (benchmarks/lanes.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,8 @@ class Placement:
 def place_workers(config: JobConfig, nodes: Sequence[Mapping[str, float]]) -> Placement:
     """The worker pool for a cluster whose nodes have these Ray resources.
 
-    On CPUs, a worker takes a node's cores but one, which is left to the reads: one worker with all threads is faster than
-    several that share the caches.
+    On CPUs, workers take a node's cores but one, which is left to the reads. As few workers as can keep their cores busy: each holds a
+    copy of the model.
 
     Raises:
         ConfigError: not even one worker fits any node, and the pool's size leaves no room for nodes that join later.
@@ -52,7 +54,7 @@ def place_workers(config: JobConfig, nodes: Sequence[Mapping[str, float]]) -> Pl
     has_gpus = any(node.get("GPU", 0) > 0 for node in nodes)
     gpus = (1.0 if has_gpus else 0.0) if config.gpus_per_worker == "auto" else config.gpus_per_worker
     most_cpus = int(max((node.get("CPU", 0) for node in nodes), default=1))
-    cpus = (1 if gpus else max(1, most_cpus - 1)) if config.cpus_per_worker == "auto" else config.cpus_per_worker
+    cpus = (1 if gpus else _share(most_cpus - 1)) if config.cpus_per_worker == "auto" else config.cpus_per_worker
     fitting = sum(_fit(node, gpus, cpus) for node in nodes)
     if sum(node.get("CPU", 0) for node in nodes) - fitting * cpus < READ_CPUS:
         fitting -= 1  # a cluster full of workers could not read
@@ -65,6 +67,11 @@ def place_workers(config: JobConfig, nodes: Sequence[Mapping[str, float]]) -> Pl
         )
     low, high = asked or (fitting, fitting)
     return Placement(low, high, gpus, cpus, max(0, fitting))
+
+
+def _share(cores: int) -> int:
+    """Of the cores for one worker: all, or a part where one process cannot use so many."""
+    return max(1, cores // max(1, -(-cores // _MOST_CORES)))
 
 
 def _gpus(number: float) -> str:

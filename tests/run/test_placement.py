@@ -22,6 +22,11 @@ def test_a_laptop_gets_one_worker_with_all_its_cores() -> None:
     assert place_workers(config(), [{"CPU": 3.0}]) == Placement(1, 1, 0.0, 2, fitting=1)
 
 
+@pytest.mark.parametrize(("cores", "workers", "each"), [(17, 1, 16), (18, 2, 8), (33, 2, 16), (64, 4, 15), (96, 6, 15), (192, 12, 15)])
+def test_many_cores_are_shared_out_to_several_workers(cores: float, workers: int, each: int) -> None:
+    assert place_workers(config(), [{"CPU": cores}]) == Placement(workers, workers, 0.0, each, fitting=workers)
+
+
 def test_every_gpu_gets_a_worker() -> None:
     assert place_workers(config(), [HEAD, GPU_NODE, GPU_NODE]) == Placement(16, 16, 1.0, 1, fitting=16)
     assert place_workers(config(gpus_per_worker=0.5), [HEAD, GPU_NODE]).max_workers == 16

@@ -1,7 +1,7 @@
-"""What matrix products in fp8 would cost a model's vectors: `python -m benchmarks.fp8 --help`.
+"""What matrix products of 8 bits would cost a model's vectors: `python -m benchmarks.eight_bits --help`.
 
-The best that can be done without training: e4m3, a scale for each token and for each output of a weight, found on the very numbers
-(torch's rowwise scaled product). Speed is no matter here, so that a CPU will do: it computes what a GPU computes.
+The best that can be done without training, a scale for each token and for each output of a weight, found on the very numbers. fp8 is e4m3
+(torch's rowwise scaled product); int8 has a zero of its own for each token as well. Speed is no matter here, so that a CPU will do.
 """
 
 # Shape suffixes: T tokens, F features read, O features made, R rows, D width.
@@ -36,6 +36,7 @@ LEAST_COSINE = 0.999
 """What the vectors must keep of those in fp32 to be worth a faster product."""
 _BATCH_TOKENS = 4096
 _LARGEST = torch.finfo(torch.float8_e4m3fn).max
+_LEAST_SCALE = 1e-12
 
 
 def main(words: Sequence[str] | None = None) -> Result:
@@ -52,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> Result:
             "versions": versions(),
             "model": model.name,
             "texts": len(texts),
-            "cosine with fp32": {"bf16, no fp8": _kept(exact, _vectors(model, "bf16", texts))},
+            "cosine with fp32": {"bf16": _kept(exact, _vectors(model, "bf16", texts))},
         }
         _, width, _ = SHAPES[model.name]
         products = {
@@ -61,9 +62,10 @@ def main(words: Sequence[str] | None = None) -> Result:
             "up": (4 * width, width),
             "down": (width, 4 * width),
         }
-        for name, chosen in {"all": products, **{f"only {name}": [name] for name in products}}.items():
-            with _in_fp8({products[each] for each in chosen}):
-                found["cosine with fp32"][name] = _kept(exact, _vectors(model, "bf16", texts))
+        for kind, linear in {"fp8": _Fp8Linear, "int8": _Int8Linear}.items():
+            for name, chosen in {"all": products, **{f"only {name}": [name] for name in products}}.items():
+                with _multiplied_by(linear, {products[each] for each in chosen}):
+                    found["cosine with fp32"][f"{kind}, {name}"] = _kept(exact, _vectors(model, "bf16", texts))
     for name, kept in found["cosine with fp32"].items():
         line = ", ".join(f"{part} {cosine:.4f}" for part, cosine in kept.items())
         sys.stdout.write(f"{name}: {line}{'' if kept['least'] >= LEAST_COSINE else f', below {LEAST_COSINE}'}\n")
@@ -83,16 +85,28 @@ def fp8_product(found_TF: Tensor, weight_OF: Tensor, bias_O: Tensor) -> Tensor:
 
 
 def _scaled(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    scales = (numbers.float().abs().amax(1, keepdim=True) / _LARGEST).clamp_min(1e-12)
+    scales = (numbers.float().abs().amax(1, keepdim=True) / _LARGEST).clamp_min(_LEAST_SCALE)
     return (numbers.float() / scales).to(torch.float8_e4m3fn), scales
 
 
+def int8_product(found_TF: Tensor, weight_OF: Tensor, bias_O: Tensor) -> Tensor:
+    """The same by integers of 8 bits, with and without a sign. Computed in float32, which holds every sum of such products here."""
+    found, weight = found_TF.float(), weight_OF.float()
+    least_T1, most_T1 = found.amin(1, keepdim=True).clamp(max=0), found.amax(1, keepdim=True).clamp(min=0)
+    found_scales_T1 = ((most_T1 - least_T1) / 255).clamp_min(_LEAST_SCALE)
+    zeros_T1 = (-least_T1 / found_scales_T1).round()
+    whole_TF = ((found / found_scales_T1).round() + zeros_T1).clamp(0, 255) - zeros_T1
+    weight_scales_O1 = (weight.abs().amax(1, keepdim=True) / 127).clamp_min(_LEAST_SCALE)
+    made_TO: Tensor = whole_TF @ (weight / weight_scales_O1).round().t()
+    return (made_TO * found_scales_T1 * weight_scales_O1.t() + bias_O.float()).bfloat16()
+
+
 @contextmanager
-def _in_fp8(shapes: Collection[tuple[int, int]]) -> Iterator[None]:
+def _multiplied_by(linear: type[Linear], shapes: Collection[tuple[int, int]]) -> Iterator[None]:
     """The products by weights of these shapes, of encoders that are made while the block runs."""
 
     def product(weight_OF: Tensor, bias_O: Tensor) -> Linear:
-        return (_Fp8Linear if tuple(weight_OF.shape) in shapes else Linear)(weight_OF, bias_O)
+        return (linear if tuple(weight_OF.shape) in shapes else Linear)(weight_OF, bias_O)
 
     with patch("embedding.model.bert.linear_for", product):
         yield
@@ -102,6 +116,12 @@ class _Fp8Linear(Linear):
     def forward(self, x: Tensor) -> Tensor:
         assert self.bias is not None
         return fp8_product(x, self.weight, self.bias)
+
+
+class _Int8Linear(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.bias is not None
+        return int8_product(x, self.weight, self.bias)
 
 
 def _vectors(model: BenchModel, precision: Precision, texts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -115,7 +135,7 @@ def _kept(exact_RD: npt.NDArray[np.float32], found_RD: npt.NDArray[np.float32]) 
 
 
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fp8", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.eight_bits", description=__doc__)
     parser.add_argument("corpus", nargs="+", type=Path, help="Parquet files with a column text")
     parser.add_argument("--model", choices=["minilm", "tiny"], default="minilm", help="tiny is for the tests")
     parser.add_argument("--rows", type=int, default=2_000, help="texts at most, drawn from all")
