@@ -27,10 +27,13 @@ from benchmarks.data import SHAPES, BenchModel, ModelName, make_model, make_text
 from benchmarks.launches import launch_stage
 from benchmarks.peers import OURS, peers_stage
 from benchmarks.setting import Result, Setting
+from benchmarks.sharing import sharing_stage
 from benchmarks.stages import cuda_sweep, encoder_stage, memory_stage, parquet_stage, tokenizer_stage, write_stage
 from embedding.config import Precision
 
-STAGES = ("tokenizer", "encoder", "write", "launches", "parquet", "peers", "memory", "sweep")
+STAGES = ("tokenizer", "encoder", "write", "launches", "parquet", "peers", "memory", "sharing", "sweep")
+_ON_GPUS = ("sharing", "sweep")
+"""Run on a CPU only if asked for."""
 _LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "nanotoken", "pyarrow", "numpy", "sentence-transformers", "onnxruntime")
 _TOKENIZED_TOKENS = 400_000
 """The tokenizer stage takes a longer corpus: it is fast."""
@@ -76,6 +79,7 @@ def _measure(lengths: str, model: BenchModel, options: argparse.Namespace, scrat
         "parquet": lambda: parquet_stage(setting, scratch),
         "peers": lambda: peers_stage(setting, scratch),
         "memory": lambda: memory_stage(setting, scratch),
+        "sharing": lambda: sharing_stage(setting),
         "sweep": lambda: cuda_sweep(setting, options.precision),
     }
     found: Result = {"texts": len(texts), "batch_tokens": setting.batch_tokens, "stages": {}, "not_measured": {}}
@@ -107,7 +111,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     options.precision = options.precision or (["bf16", "fp16"] if cuda else ["fp32", "bf16"] if _has_amx() else ["fp32"])
     options.tokens = options.tokens or (2_000 if options.quick else 4_000_000 if cuda else 24_000)
     options.rounds = options.rounds or (2 if options.quick else 5)
-    options.stages = options.stages or [stage for stage in STAGES if cuda or stage != "sweep"]
+    options.stages = options.stages or [stage for stage in STAGES if cuda or stage not in _ON_GPUS]
     return options
 
 
@@ -192,6 +196,9 @@ def _rows(corpus: Result) -> Iterator[tuple[str, str]]:
             f"worker memory, grown over {stage['units']} units",
             f"{grown['host']:+.1f} MB on the host, {grown['device']:+.1f} MB on the device",
         )
+    if stage := stages.get("sharing"):
+        for workers, speed in stage["tokens_per_second"].items():
+            yield f"encoder, workers on the device: {workers}", f"{speed:,.0f} tokens/s in all"
     for one in stages.get("sweep", []):
         label = f"encoder {one['precision']}, batches of {one['batch_tokens']:,}{'' if one['compiled'] else ', not compiled'}"
         measured = f"{one.get('tokens_per_second', 0):,.0f} tokens/s, {one.get('mfu', 0):.0%}"

@@ -31,7 +31,7 @@ def _settings_stay() -> object:
 
 
 def test_the_quick_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stages = ["tokenizer", "encoder", "write", "launches", "parquet"]
+    stages = ["tokenizer", "encoder", "write", "launches", "parquet", "sharing"]
     words = ["--quick", "--model", "tiny", "--lengths", "lognormal:8", "--tokens", "300", "--precision", "fp32", "--stages", *stages]
     found = main([*words, "--note", "a test", "--out", str(tmp_path / "results" / "tiny.json")])
     assert json.loads((tmp_path / "results" / "tiny.json").read_text()).keys() == found.keys()
@@ -45,6 +45,7 @@ def test_the_quick_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert {len(rounds) for rounds in stage["seconds"].values()} == {found["rounds"]}
     for name in ("tokenize", "write"):
         assert all(0 < each["longest"] <= each["seconds"] >= each["held_seconds"] for each in corpus["stages"]["launches"][name])
+    assert min(corpus["stages"]["sharing"]["tokens_per_second"].values()) > 0
     assert table(found) in capsys.readouterr().out
 
 
