@@ -67,7 +67,8 @@ def end_with(command: Callable[[], int]) -> Never:
         code = command()
     except Terminated:
         code = ExitCode.TERMINATED
-    if not ending.asked.is_set():  # else all is cleaned up, and what Ray does at exit can take longer than what is left
+    in_haste = ending.asked.is_set() or code == ExitCode.OUTPUT_BUSY  # all is cleaned up, and Ray's goodbye may take long or fail
+    if not in_haste:
         atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -17,7 +17,7 @@ import ray
 import ray.data
 
 from embedding.corpus import ending
-from embedding.errors import count
+from embedding.errors import LeaseLostError, count
 from embedding.model.host import available_cpus
 from embedding.run.placement import this_machine
 
@@ -68,8 +68,8 @@ class Cluster:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        in_haste = ending.asked.is_set() and not self._embedded  # a cluster that goes on notices by itself when a driver ends
-        if self._ours and not in_haste:
+        in_haste = ending.asked.is_set() or kind is LeaseLostError  # that meets a process which was suspended; Ray's part may be broken
+        if self._ours and not (in_haste and not self._embedded):  # a cluster that goes on notices by itself when a driver ends
             ray.shutdown()
 
 

@@ -213,7 +213,7 @@ def test_a_zombie_harms_nothing(
         before = outputs.files(output)
         os.kill(zombie.process.pid, signal.SIGCONT)
         result = zombie.wait()
-    assert result.exit_code == 4
+    assert result.exit_code == 4, f"{result.stdout}\n{result.stderr}"
     assert error_of(result).endswith("was taken over by another run while this one showed no sign of life; this run stops")
     after = outputs.files(output)
     mine = ("_control/runs/", "_control/records/")
