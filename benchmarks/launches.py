@@ -49,11 +49,10 @@ def launch_stage(setting: Setting) -> Result:
 
 
 def _beside(work: Callable[[], object]) -> Result:
-    over, times = threading.Event(), list[float]()
-    launcher = threading.Thread(target=_launch, args=(over, times))
+    begun, over, times = threading.Event(), threading.Event(), list[float]()
+    launcher = threading.Thread(target=_launch, args=(begun, over, times))
     launcher.start()
-    while not times:
-        time.sleep(_HELD_SECONDS)
+    begun.wait()
     started = time.perf_counter()
     work()
     ended = time.perf_counter()
@@ -64,8 +63,9 @@ def _beside(work: Callable[[], object]) -> Result:
     return {"seconds": ended - started, "held_seconds": float(held.sum()), "longest": float(gaps.max(initial=0.0))}
 
 
-def _launch(over: threading.Event, times: list[float]) -> None:
+def _launch(begun: threading.Event, over: threading.Event, times: list[float]) -> None:
     numbers, result = torch.ones(4), torch.empty(4)
+    begun.set()
     with torch.inference_mode():
         while not over.is_set():
             torch.add(numbers, numbers, out=result)

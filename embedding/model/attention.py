@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import functools
 from inspect import signature
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -17,29 +18,24 @@ _FLASH_CAPABILITY: Final = (8, 0)
 """Of a GPU: flash attention is written for Ampere and what came after it."""
 
 
-class Attention(Protocol):
-    """Attention of each token to the tokens of its own row."""
+def attend(
+    query_THK: Tensor,
+    key_TGK: Tensor,
+    value_TGK: Tensor,
+    rows: PackedRows,
+    *,
+    by_kernel: bool,
+    scaling: float | None = None,
+    causal: bool = False,
+    window: int | None = None,
+) -> Tensor:
+    """Attention of each token to the tokens of its own row: [T, H, K], contiguous; G divides H (grouped queries).
 
-    def __call__(
-        self,
-        query_THK: Tensor,
-        key_TGK: Tensor,
-        value_TGK: Tensor,
-        rows: PackedRows,
-        *,
-        scaling: float | None = None,
-        causal: bool = False,
-        window: int | None = None,
-    ) -> Tensor:
-        """[T, H, K], contiguous; G divides H (grouped queries).
-
-        `scaling` is 1 / sqrt(K) unless given. `window` w lets token i see token j where |i - j| < w.
-        """
-
-
-def attention_for(device: torch.device, dtype: torch.dtype) -> Attention:
-    """The fastest for tensors of that type there."""
-    return _by_kernel if has_kernel(device, dtype) else _by_length
+    `by_kernel` is what `has_kernel` says of these tensors. `scaling` is 1 / sqrt(K) unless given. `window` w lets token i see token j
+    where |i - j| < w.
+    """
+    attention = _by_kernel if by_kernel else _by_length
+    return attention(query_THK, key_TGK, value_TGK, rows, scaling, causal, window)
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
@@ -50,14 +46,7 @@ def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _by_kernel(
-    query_THK: Tensor,
-    key_TGK: Tensor,
-    value_TGK: Tensor,
-    rows: PackedRows,
-    *,
-    scaling: float | None = None,
-    causal: bool = False,
-    window: int | None = None,
+    query_THK: Tensor, key_TGK: Tensor, value_TGK: Tensor, rows: PackedRows, scaling: float | None, causal: bool, window: int | None
 ) -> Tensor:
     """One launch for all rows (CUDA, half precision)."""
     from torch.nn.attention.varlen import varlen_attn  # brings torch's compiler, a second and a half that a CPU need not spend
@@ -65,9 +54,9 @@ def _by_kernel(
     reach = -1 if window is None else window - 1
     grouped: dict[str, Any] = {}
     if (times := query_THK.shape[1] // key_TGK.shape[1]) > 1:
-        if "enable_gqa" in signature(varlen_attn).parameters:
+        if _kernel_groups_queries():
             grouped["enable_gqa"] = True
-        else:  # torch 2.11
+        else:
             key_TGK, value_TGK = (heads.repeat_interleave(times, dim=1) for heads in (key_TGK, value_TGK))
     result = varlen_attn(
         query_THK,
@@ -85,15 +74,16 @@ def _by_kernel(
     return result
 
 
+@functools.cache
+def _kernel_groups_queries() -> bool:
+    """Whether several heads of queries can share one of keys; torch 2.11 cannot."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in signature(varlen_attn).parameters
+
+
 def _by_length(
-    query_THK: Tensor,
-    key_TGK: Tensor,
-    value_TGK: Tensor,
-    rows: PackedRows,
-    *,
-    scaling: float | None = None,
-    causal: bool = False,
-    window: int | None = None,
+    query_THK: Tensor, key_TGK: Tensor, value_TGK: Tensor, rows: PackedRows, scaling: float | None, causal: bool, window: int | None
 ) -> Tensor:
     """One ordinary attention per length: rows of equal length lie together, so that a reshape makes a batch of them."""
     result_THK = torch.empty(query_THK.shape, dtype=query_THK.dtype, device=query_THK.device)

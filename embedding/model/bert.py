@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, layer_norm, relu
 from transformers import AutoConfig
 
-from embedding.model.attention import attention_for, has_kernel
+from embedding.model.attention import attend, has_kernel
 from embedding.model.linear import Linear, linear_for
 from embedding.model.packing import PackedBatch, PackedRows
 from embedding.model.parity import difference, probe_batch
@@ -220,7 +220,7 @@ class _Layer(nn.Module):
         self.query_key_value = linear_for(*mixed)
         self.attended, self.up, self.down = (linear_for(*weights.affine(at[part], shape=shapes[part], dtype=dtype)) for part in shapes)
         self.attended_norm, self.norm = (_Norm(*weights.affine(at[part], shape=(width,)), eps) for part in ("attended_norm", "norm"))
-        self.attend = attention_for(weights.device, dtype)
+        self.by_kernel = has_kernel(weights.device, dtype)
         self.heads = config.num_attention_heads
         self.activation = _ACTIVATIONS[_activation(config)]
 
@@ -228,7 +228,7 @@ class _Layer(nn.Module):
         """Hidden states in, hidden states out; `read_TD` are the same in the type of the products, made in the pass that makes them."""
         tokens, width = hidden_TD.shape
         query_THK, key_THK, value_THK = self.query_key_value(read_TD).view(tokens, 3, self.heads, -1).unbind(1)
-        attended_TD = self.attend(query_THK, key_THK, value_THK, rows).view(tokens, width)
+        attended_TD = attend(query_THK, key_THK, value_THK, rows, by_kernel=self.by_kernel).view(tokens, width)
         hidden_TD = self.attended_norm(self.attended.added(attended_TD, hidden_TD))
         inner_TF = self.activation(self.up, hidden_TD)
         hidden_TD = self.norm(self.down.added(inner_TF, hidden_TD))

@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPI
 from transformers.utils.logging import disable_progress_bar
 
 from embedding.errors import ModelError
-from embedding.model.attention import attention_for
+from embedding.model.attention import attend, has_kernel
 from embedding.model.linear import linear_for, onednn_fits_on
 from embedding.model.packing import PackedBatch, PackedRows
 from embedding.model.parity import difference, probe_batch
@@ -205,8 +205,10 @@ def packed_attention(
     causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
     # Rotary embeddings may have widened query and key under autocast; value comes straight from its projection.
     query_THK, key_TGK, value_TGK = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
-    attend = attention_for(value.device, value.dtype)
-    found_THK = attend(query_THK, key_TGK, value_TGK, packed_rows, scaling=scaling, causal=causal, window=sliding_window)
+    by_kernel = has_kernel(value.device, value.dtype)
+    found_THK = attend(
+        query_THK, key_TGK, value_TGK, packed_rows, by_kernel=by_kernel, scaling=scaling, causal=causal, window=sliding_window
+    )
     return found_THK.unsqueeze(0), None
 
 

@@ -69,7 +69,7 @@ class Cluster:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         in_haste = ending.asked.is_set() or kind is LeaseLostError  # that meets a process which was suspended; Ray's part may be broken
-        if self._ours and not (in_haste and not self._embedded):  # a cluster that goes on notices by itself when a driver ends
+        if self._ours and (self._embedded or not in_haste):  # a cluster that goes on notices by itself when a driver ends
             ray.shutdown()
 
 

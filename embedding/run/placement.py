@@ -54,7 +54,7 @@ def place_workers(config: JobConfig, nodes: Sequence[Mapping[str, float]]) -> Pl
     has_gpus = any(node.get("GPU", 0) > 0 for node in nodes)
     gpus = (1.0 if has_gpus else 0.0) if config.gpus_per_worker == "auto" else config.gpus_per_worker
     most_cpus = int(max((node.get("CPU", 0) for node in nodes), default=1))
-    cpus = (1 if gpus else _share(most_cpus - 1)) if config.cpus_per_worker == "auto" else config.cpus_per_worker
+    cpus = (1 if gpus else _share(max(1, most_cpus - 1))) if config.cpus_per_worker == "auto" else config.cpus_per_worker
     fitting = sum(_fit(node, gpus, cpus) for node in nodes)
     if sum(node.get("CPU", 0) for node in nodes) - fitting * cpus < READ_CPUS:
         fitting -= 1  # a cluster full of workers could not read
@@ -71,7 +71,7 @@ def place_workers(config: JobConfig, nodes: Sequence[Mapping[str, float]]) -> Pl
 
 def _share(cores: int) -> int:
     """Of the cores for one worker: all, or a part where one process cannot use so many."""
-    return max(1, cores // max(1, -(-cores // _MOST_CORES)))
+    return cores // -(-cores // _MOST_CORES)
 
 
 def _gpus(number: float) -> str:

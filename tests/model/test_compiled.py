@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention
 
-from embedding.model import attention, bert, linear
+from embedding.model import attention, bert, generic, linear
 from embedding.model.embedder import Embedder
 from embedding.model.spec import ModelSpec
 from tests.model.test_families import worst_cosine
@@ -65,7 +65,7 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let CPUs take the path of GPUs in half precision."""
     with torch.library._scoped_library("torch_attn", "FRAGMENT") as library:
         torch.library.register_kernel(VARLEN, "cpu", kernel_on_cpu, lib=library)
-        for module in (attention, bert):
+        for module in (bert, generic):
             monkeypatch.setattr(module, "has_kernel", lambda _, dtype: dtype == HALF)
         monkeypatch.setattr(linear, "onednn_fits_on", lambda *_: False)
         torch._dynamo.reset()
