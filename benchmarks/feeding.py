@@ -89,7 +89,7 @@ def _run(scratch: str, files: Sequence[tuple[int, ...]], workers: int, seconds_p
 
 
 def _pool(workers: int) -> Placement:
-    return Placement(min_workers=workers, max_workers=workers, gpus=0, cpus=1, fitting=workers)
+    return Placement(min_workers=workers, max_workers=workers, gpus=0, cpus=1, fitting=workers, precision="fp32")
 
 
 @contextmanager

@@ -178,7 +178,7 @@ class JobConfig(Config):
         "smaller N gets its own column, embedding_N.",
     )
     precision: Annotated[Literal["auto"] | Precision, _MODEL, _ONE_OF] = Field(
-        "auto", description="Arithmetic precision of the encoder; auto: bf16 on GPUs, fp32 on CPUs."
+        "auto", description="Arithmetic precision of the encoder; auto: bf16 on GPUs (fp16 on T4 and V100), fp32 on CPUs."
     )
 
     batch_tokens: Annotated[Literal["auto"] | PositiveInt, _SPEED, _AUTO_OR_NUMBER] = Field(

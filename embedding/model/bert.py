@@ -95,7 +95,7 @@ class BertEncoder:
         self._padding_offset = padding_offset
 
     def __call__(self, batch: PackedBatch) -> Tensor:
-        """float32 [T, D], in the order of the batch's ids."""
+        """[T, D] in the type of the products, in the order of the batch's ids."""
         hidden_TD: Tensor = self.module(batch.ids_T, batch.position_ids(self._padding_offset), batch.rows)
         return hidden_TD
 
@@ -194,20 +194,22 @@ class _Weights:
 
 
 class _Norm(nn.Module):
-    """Layer normalization in float32."""
+    """Layer normalization, its sums in float32 and its result in the type of what it reads."""
 
     def __init__(self, weight: Tensor, bias: Tensor, eps: float) -> None:
         super().__init__()
         self.weight, self.bias, self.eps = nn.Buffer(weight), nn.Buffer(bias), eps
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
-        return layer_norm(hidden_TD, self.weight.shape, self.weight, self.bias, self.eps)
+        if hidden_TD.is_cpu:  # its kernel reads weights of another type
+            return layer_norm(hidden_TD, self.weight.shape, self.weight, self.bias, self.eps)
+        return layer_norm(hidden_TD.float(), self.weight.shape, self.weight, self.bias, self.eps).to(hidden_TD.dtype)
 
 
 class _Layer(nn.Module):
     """Attention and feed-forward, each added to what it reads and normalized (Devlin et al. 2018, Vaswani et al. 2017).
 
-    What is added and normalized stays float32, as under autocast.
+    What lies between the products has their type, where autocast would keep float32: docs/architecture.md says why.
     """
 
     def __init__(self, weights: _Weights, names: _Names, number: int, config: Any, dtype: torch.dtype) -> None:
@@ -224,15 +226,13 @@ class _Layer(nn.Module):
         self.heads = config.num_attention_heads
         self.activation = _ACTIVATIONS[_activation(config)]
 
-    def forward(self, hidden_TD: Tensor, read_TD: Tensor, rows: PackedRows) -> tuple[Tensor, Tensor]:
-        """Hidden states in, hidden states out; `read_TD` are the same in the type of the products, made in the pass that makes them."""
+    def forward(self, hidden_TD: Tensor, rows: PackedRows) -> Tensor:
         tokens, width = hidden_TD.shape
-        query_THK, key_THK, value_THK = self.query_key_value(read_TD).view(tokens, 3, self.heads, -1).unbind(1)
+        query_THK, key_THK, value_THK = self.query_key_value(hidden_TD).view(tokens, 3, self.heads, -1).unbind(1)
         attended_TD = attend(query_THK, key_THK, value_THK, rows, by_kernel=self.by_kernel).view(tokens, width)
         hidden_TD = self.attended_norm(self.attended.added(attended_TD, hidden_TD))
         inner_TF = self.activation(self.up, hidden_TD)
-        hidden_TD = self.norm(self.down.added(inner_TF, hidden_TD))
-        return hidden_TD, hidden_TD.to(read_TD.dtype)
+        return self.norm(self.down.added(inner_TF, hidden_TD))  # type: ignore[no-any-return]
 
 
 class _Embeddings(nn.Module):
@@ -251,10 +251,9 @@ class _Embeddings(nn.Module):
         self.norm = _Norm(*weights.affine("embeddings.LayerNorm", shape=(width,)), _eps(config))
         self.dtype = dtype
 
-    def forward(self, ids_T: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states, twice as a layer gives them."""
+    def forward(self, ids_T: Tensor, positions_T: Tensor) -> Tensor:
         hidden_TD: Tensor = self.norm(embedding(ids_T, self.words) + embedding(positions_T, self.positions))
-        return hidden_TD, hidden_TD.to(self.dtype)
+        return hidden_TD.to(self.dtype)
 
 
 class _Bert(nn.Module):
@@ -270,8 +269,8 @@ class _Bert(nn.Module):
 
     def interpret_steps(self) -> None:
         """Run the modules as they are."""
-        self._begin: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = self.embeddings
-        self._steps: list[Callable[[Tensor, Tensor, PackedRows], tuple[Tensor, Tensor]]] = list(self.layers)
+        self._begin: Callable[[Tensor, Tensor], Tensor] = self.embeddings
+        self._steps: list[Callable[[Tensor, PackedRows], Tensor]] = list(self.layers)
 
     def compile_steps(self) -> None:
         """Run what torch's compiler makes of them, when they are called."""
@@ -279,9 +278,9 @@ class _Bert(nn.Module):
         self._begin, self._steps = compiled(self.embeddings), [compiled(layer) for layer in self.layers]
 
     def forward(self, ids_T: Tensor, positions_T: Tensor, rows: PackedRows) -> Tensor:
-        hidden_TD, read_TD = self._begin(ids_T, positions_T)
+        hidden_TD = self._begin(ids_T, positions_T)
         for step in self._steps:
-            hidden_TD, read_TD = step(hidden_TD, read_TD, rows)
+            hidden_TD = step(hidden_TD, rows)
         return hidden_TD
 
 

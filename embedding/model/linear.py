@@ -43,7 +43,7 @@ class Linear(nn.Module):
         return gelu(self(x))
 
     def added(self, x: Tensor, residual: Tensor) -> Tensor:
-        """The product plus `residual`, in the wider of their types."""
+        """The product plus `residual`, which has the type of `weight`."""
         total: Tensor = residual + self(x)
         return total
 
@@ -63,9 +63,7 @@ class OneDnnLinear(Linear):
         return self._product(x, "gelu", "none")
 
     def added(self, x: Tensor, residual: Tensor) -> Tensor:
-        """The product plus `residual`, in the wider of their types."""
-        if residual.dtype != self.weight.dtype:
-            return super().added(x, residual)
+        """The product plus `residual`, which has the type of `weight`."""
         total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x.to(self.weight.dtype), residual, self.weight, self.bias, "add")
         return total
 

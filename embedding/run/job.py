@@ -37,7 +37,6 @@ from embedding.run.settings import (
     columns_asked,
     columns_of_corpus,
     first_choices,
-    first_precision,
     installed_versions,
     job_settings,
     long_texts_of,
@@ -191,9 +190,9 @@ def _settle(
 ) -> tuple[ModelSpec, JobSettings]:
     """The model and settings of this run: what the output was begun with, checked against the options, else first choices."""
     if existing is None:
-        device = place_workers(config, cluster.nodes()).device
-        model = find_model(config, precision=first_precision(config, device))
-        chosen = first_choices(config, model, device)
+        placement = place_workers(config, cluster.nodes())
+        model = find_model(config, precision=placement.precision if config.precision == "auto" else config.precision)
+        chosen = first_choices(config, model, placement.device)
         return model, job_settings(config, model, chosen, _inputs(config), columns, calibration_of(config, model, None))
     precision = existing.vectors["precision"] if config.precision == "auto" else config.precision
     model = find_model(config, precision=precision)

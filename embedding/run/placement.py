@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from embedding.config import JobConfig
+from embedding.config import JobConfig, Precision
 from embedding.errors import ConfigError, count
 from embedding.model.host import available_cpus
 
@@ -13,6 +14,10 @@ READ_CPUS = 0.5
 """CPUs a read holds: mostly it waits for the store. Differs from any worker's, so that Ray Data keeps the stages apart."""
 _MOST_CORES = 16
 """Of a worker on CPUs, whose threads need Python's lock between operations: 24 get on, 48 hold each other up (benchmarks/lanes.py)."""
+_ACCELERATOR = "accelerator_type:"
+"""What Ray puts before the name of a node's GPUs, among its resources."""
+_WITHOUT_BF16 = ("V100", "T4")
+"""GPUs whose matrix units know fp16 alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,8 @@ class Placement:
     cpus: int
     fitting: int
     """Workers that the nodes of now have room for."""
+    precision: Precision
+    """The fastest of the device that keeps vectors what they are; where GPUs differ, the one that all have."""
 
     def __str__(self) -> str:
         number = f"{self.min_workers}" if self.min_workers == self.max_workers else f"{self.min_workers} to {self.max_workers}"
@@ -66,7 +73,11 @@ def place_workers(config: JobConfig, nodes: Sequence[Mapping[str, float]]) -> Pl
             "or use --workers MIN:MAX if nodes join later"
         )
     low, high = asked or (fitting, fitting)
-    return Placement(low, high, gpus, cpus, max(0, fitting))
+    return Placement(low, high, gpus, cpus, max(0, fitting), _precision(nodes) if gpus else "fp32")
+
+
+def _precision(nodes: Sequence[Mapping[str, float]]) -> Precision:
+    return "fp16" if any(_ACCELERATOR + name in node for node in nodes for name in _WITHOUT_BF16) else "bf16"
 
 
 def _share(cores: int) -> int:
@@ -89,4 +100,8 @@ def this_machine() -> dict[str, float]:
     """The resources that Ray would find if it were started here; a CPU more than there is, as an embedded cluster has it."""
     import torch
 
-    return {"CPU": available_cpus() + 1, "GPU": torch.cuda.device_count()}
+    resources: dict[str, float] = {"CPU": available_cpus() + 1, "GPU": torch.cuda.device_count()}
+    if resources["GPU"]:
+        words = re.split(r"[ -]", torch.cuda.get_device_name(0))  # such as "Tesla V100-SXM2-16GB"
+        resources |= {_ACCELERATOR + name: 1.0 for name in _WITHOUT_BF16 if name in words}
+    return resources

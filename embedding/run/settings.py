@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import embedding
-from embedding.config import JobConfig, Precision
+from embedding.config import JobConfig
 from embedding.corpus.columns import Columns
 from embedding.corpus.formats.jsonl import schema_from_json, schema_to_json
 from embedding.corpus.formats.names import Format, format_of
@@ -26,26 +25,12 @@ from embedding.model.spec import LongTexts, ModelSpec
 _LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "pyarrow")
 
 
-@dataclass(frozen=True, slots=True)
-class _Defaults:
-    precision: Precision
-    unit_rows: int
-
-
-_DEFAULTS = {
-    "cuda": _Defaults("bf16", unit_rows=65_536),
-    "cpu": _Defaults("fp32", unit_rows=2_048),
-}
-
-
-def first_precision(config: JobConfig, device: str) -> Precision:
-    """The user's precision, else the one that suits the device."""
-    return _DEFAULTS[device].precision if config.precision == "auto" else config.precision
+_UNIT_ROWS = {"cuda": 65_536, "cpu": 2_048}
 
 
 def default_unit_rows(device: str) -> int:
     """Rows of a unit where nothing was measured: seconds of work for a small encoder."""
-    return _DEFAULTS[device].unit_rows
+    return _UNIT_ROWS[device]
 
 
 def _columns_of(config: JobConfig, kind: Format) -> Columns:

@@ -97,7 +97,7 @@ def watched() -> Watched:
     for record in records:
         summary.add(record)
         outlook.add(record, time.monotonic())
-    return Watched(summary, outlook, Placement(2, 4, 1.0, 1, 4), lambda: None)
+    return Watched(summary, outlook, Placement(2, 4, 1.0, 1, 4, "bf16"), lambda: None)
 
 
 def test_lines_where_there_is_no_terminal(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
