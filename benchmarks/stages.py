@@ -70,7 +70,7 @@ def encoder_stage(setting: Setting, *, batch_tokens: int | None = None, compiled
     tokens = JobTokenizer(spec, setting.model.folder)(setting.texts)
     encoder = Encoder(spec, setting.model.folder, device, setting.precision)
     if not compiled and isinstance(encoder._model, BertEncoder):
-        encoder._model.module.interpret_steps()
+        encoder._model.module.compile_steps(False)
     head = Head(spec, setting.model.folder, device, prompt_tokens=0)
     budget = batch_tokens or setting.batch_tokens
     batches = list(_batches(tokens, budget, device))

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import functools
 from inspect import signature
 from typing import Any, Final
 
@@ -74,7 +73,6 @@ def _by_kernel(
     return result
 
 
-@functools.cache
 def _kernel_groups_queries() -> bool:
     """Whether several heads of queries can share one of keys; torch 2.11 cannot."""
     from torch.nn.attention.varlen import varlen_attn

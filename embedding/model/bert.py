@@ -9,7 +9,6 @@ and a process that encodes with it need not load the half of transformers that t
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,19 +22,14 @@ from torch.nn.functional import embedding, layer_norm, relu
 from transformers import AutoConfig
 
 from embedding.model.attention import attend, has_kernel
+from embedding.model.compiling import compiled, why_not_compiled
 from embedding.model.linear import Linear, linear_for
 from embedding.model.packing import PackedBatch, PackedRows
-from embedding.model.parity import difference, probe_batch
 from embedding.model.spec import POSITIONS_FOLLOW_PADDING, ModelSpec
 
 _ACTIVATIONS: Final[dict[str, Callable[[Linear, Tensor], Tensor]]] = {"gelu": lambda up, x: up.gelu(x), "relu": lambda up, x: relu(up(x))}
 """Of the feed-forward's first product."""
 _DISTILBERT_EPS: Final = 1e-12
-_COMPILER: Final = "inductor"
-_COMPILED_FOR_TOKENS: Final = 4096
-"""Below 1,024 tokens torch's compiler has many threads normalize a token, which is slow where there are tokens enough for all threads."""
-_REASON_CHARS: Final = 200
-"""A compiler says more than a line of a log can hold."""
 
 
 @dataclass(frozen=True)
@@ -96,28 +90,13 @@ class BertEncoder:
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         """[T, D] in the type of the products, in the order of the batch's ids."""
-        hidden_TD: Tensor = self.module(batch.ids_T, batch.position_ids(self._padding_offset), batch.rows)
+        with torch.inference_mode():
+            hidden_TD: Tensor = self.module(batch.ids_T, batch.position_ids(self._padding_offset), batch.rows)
         return hidden_TD
 
-    def compile(self, batch: PackedBatch) -> None:
-        """Let torch's compiler join what lies between the matrix products, unless it cannot here or something else comes out.
-
-        All layers and all batches share one piece of code, whose lengths are symbols. `batch` is what is tried, and has to be as large as
-        batches are: the kernels are laid out for it.
-        """
-        from torch._inductor import config as inductor  # brings the compiler, seconds that a CPU need not spend
-
-        inductor.compile_threads = 1  # for a handful of kernels; else every worker starts a process for each core
-        inductor.deterministic = True  # no kernel chosen by a race, which may end otherwise at the next start, and round otherwise
-        with torch.inference_mode():
-            expected_TD = self(batch)
-            self.module.compile_steps()
-            try:
-                reason = difference(self(batch), expected_TD, self.module.dtype)
-            except Exception as error:  # noqa: BLE001 - a machine without a C compiler, and whatever else a compiler meets
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:_REASON_CHARS]}"
-        if reason:
-            self.module.interpret_steps()
+    def compile(self, config: Any, max_tokens: int, device: torch.device) -> None:
+        """Run compiled layers where the compiler manages it; all of them and all batches share one piece of code."""
+        if reason := why_not_compiled(self, config, max_tokens, device, self.module.dtype, self.module.compile_steps):
             self.manner = f"packed, but without torch.compile: {reason}"
 
 
@@ -137,7 +116,7 @@ def read_bert(spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.
         return None
     encoder = BertEncoder(module, padding_offset)
     if has_kernel(device, dtype):
-        encoder.compile(probe_batch(config, spec.max_tokens, device, _COMPILED_FOR_TOKENS))
+        encoder.compile(config, spec.max_tokens, device)
     return encoder
 
 
@@ -265,17 +244,13 @@ class _Bert(nn.Module):
         self.embeddings = _Embeddings(weights, config, dtype)
         self.layers = nn.ModuleList(_Layer(weights, names, number, config, dtype) for number in range(config.num_hidden_layers))
         self.dtype = dtype
-        self.interpret_steps()
+        self.compile_steps(False)
 
-    def interpret_steps(self) -> None:
-        """Run the modules as they are."""
-        self._begin: Callable[[Tensor, Tensor], Tensor] = self.embeddings
-        self._steps: list[Callable[[Tensor, PackedRows], Tensor]] = list(self.layers)
-
-    def compile_steps(self) -> None:
-        """Run what torch's compiler makes of them, when they are called."""
-        compiled = functools.partial(torch.compile, dynamic=True, fullgraph=True, backend=_COMPILER)
-        self._begin, self._steps = compiled(self.embeddings), [compiled(layer) for layer in self.layers]
+    def compile_steps(self, on: bool) -> None:
+        """Run what torch's compiler makes of the modules, or the modules as they are."""
+        begin, *steps = (compiled(step, whole=True) if on else step for step in (self.embeddings, *self.layers))
+        self._begin: Callable[[Tensor, Tensor], Tensor] = begin
+        self._steps: list[Callable[[Tensor, PackedRows], Tensor]] = steps
 
     def forward(self, ids_T: Tensor, positions_T: Tensor, rows: PackedRows) -> Tensor:
         hidden_TD = self._begin(ids_T, positions_T)

@@ -18,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from embedding.errors import ModelError
 from embedding.model.attention import attend, has_kernel
+from embedding.model.compiling import compiled, why_not_compiled
 from embedding.model.linear import linear_for, onednn_fits_on
 from embedding.model.packing import PackedBatch, PackedRows
 from embedding.model.parity import difference, probe_batch
@@ -49,6 +50,8 @@ class GenericEncoder:
         self.manner = f"padded: {reason}" if reason else "packed"
         if onednn_fits_on(device, dtype):
             self._multiply_fast(batch)
+        if self.packed and has_kernel(device, dtype):
+            self._compile(spec.max_tokens)
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         """Hidden states [T, D] of the batch's tokens, in the order of its ids."""
@@ -63,6 +66,7 @@ class GenericEncoder:
             input_ids=batch.ids_T.unsqueeze(0),
             position_ids=batch.position_ids(self._padding_offset).unsqueeze(0),
             packed_rows=batch.rows,
+            by_kernel=has_kernel(self._device, self._dtype),
         )
         return output.last_hidden_state[0]  # type: ignore[no-any-return]
 
@@ -123,6 +127,24 @@ class GenericEncoder:
             for name, module in plain.items():
                 self.module.set_submodule(name, module)
 
+    def _compile(self, max_tokens: int) -> None:
+        """Run compiled layers where the compiler manages it."""
+        plain = _layers(self.module)
+
+        def switch(on: bool) -> None:
+            for name, layer in plain.items():
+                self.module.set_submodule(name, compiled(layer, whole=False) if on else layer)
+
+        if reason := why_not_compiled(self, self.module.config, max_tokens, self._device, self._dtype, switch):
+            self.manner = f"packed, but without torch.compile: {reason}"
+
+
+def _layers(module: nn.Module) -> dict[str, nn.Module]:
+    """What a model repeats, by name: the members of its lists of modules, but of lists within them."""
+    lists = [name for name, part in module.named_modules() if isinstance(part, nn.ModuleList)]
+    outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
+    return {f"{name}.{number}": layer for name in outer for number, layer in module.get_submodule(name).named_children()}
+
 
 def _load(spec: ModelSpec, folder: Path) -> PreTrainedModel:
     """The model in evaluation mode, float32, its weights frozen; of an encoder-decoder only the encoder."""
@@ -182,6 +204,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     packed_rows: PackedRows,
+    by_kernel: bool,
     scaling: float | None = None,
     sliding_window: int | None = None,
     is_causal: bool | None = None,
@@ -205,7 +228,6 @@ def packed_attention(
     causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
     # Rotary embeddings may have widened query and key under autocast; value comes straight from its projection.
     query_THK, key_TGK, value_TGK = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
-    by_kernel = has_kernel(value.device, value.dtype)
     found_THK = attend(
         query_THK, key_TGK, value_TGK, packed_rows, by_kernel=by_kernel, scaling=scaling, causal=causal, window=sliding_window
     )

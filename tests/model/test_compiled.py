@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention
 
-from embedding.model import attention, bert, generic, linear
+from embedding.model import attention, bert, compiling, generic, linear
 from embedding.model.embedder import Embedder
 from embedding.model.spec import ModelSpec
 from tests.model.test_families import worst_cosine
@@ -69,6 +69,7 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             monkeypatch.setattr(module, "has_kernel", lambda _, dtype: dtype == HALF)
         monkeypatch.setattr(linear, "onednn_fits_on", lambda *_: False)
         torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
         yield
     torch._dynamo.reset()
 
@@ -85,7 +86,7 @@ def test_one_piece_of_code_runs_all_layers_and_batches(compiler: str, tmp_path: 
     folder = save_model(tmp_path, "roberta")
     exact = Embedder(spec_of(folder))
     tokens = exact.tokenize(TEXTS)
-    monkeypatch.setattr(bert, "_COMPILER", compiler)
+    monkeypatch.setattr(compiling, "_COMPILER", compiler)
     embedder = Embedder(in_half(folder))
     assert embedder.description["batches"] == "packed"
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -94,14 +95,22 @@ def test_one_piece_of_code_runs_all_layers_and_batches(compiler: str, tmp_path: 
         assert worst_cosine(vectors, exact.embed(tokens, 4000).vectors_RD) > 0.999
 
 
-@pytest.mark.parametrize("family", ["electra", "modernbert", "qwen3"])
-def test_the_kernel_serves_other_architectures(family: str, tmp_path: Path) -> None:
-    """Also with a sliding window, causal, and with several heads of queries for one of keys."""
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize(("family", "kinds"), [("electra", 1), ("modernbert", 3), ("qwen3", 1)])
+def test_other_architectures_are_compiled_too(
+    family: str, kinds: int, compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each kind of layer once; with a sliding window, causal, and with several heads of queries for one of keys."""
     folder = save_model(tmp_path, family)
-    exact, embedder = Embedder(spec_of(folder)), Embedder(in_half(folder))
-    assert embedder.description["batches"] == "packed"
+    exact = Embedder(spec_of(folder))
     tokens = exact.tokenize(TEXTS)
-    assert worst_cosine(embedder.embed(tokens, 300).vectors_RD, exact.embed(tokens, 300).vectors_RD) > 0.998
+    monkeypatch.setattr(compiling, "_COMPILER", compiler)
+    embedder = Embedder(in_half(folder))
+    assert embedder.description["batches"] == "packed"
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == kinds
+    for budget in (40, 300, 4000):
+        assert worst_cosine(embedder.embed(tokens, budget).vectors_RD, exact.embed(tokens, 4000).vectors_RD) > 0.998
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2 * kinds  # ModernBERT's again for batches of a single row
 
 
 def broken(*_: object) -> Any:
@@ -109,17 +118,18 @@ def broken(*_: object) -> Any:
 
 
 def wrong(graph: torch.fx.GraphModule, *_: object) -> Any:
-    return lambda *arguments: tuple(tensor.flip(0) for tensor in graph.forward(*arguments))
+    return lambda *arguments: tuple(tensor.flip(-2) for tensor in graph.forward(*arguments))
 
 
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
 @pytest.mark.parametrize(("compiler", "reason"), [(broken, "no C compiler was found"), (wrong, "hidden states differ by")])
 def test_what_a_compiler_cannot_do_is_done_without_it(
-    compiler: Any, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    compiler: Any, reason: str, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = save_model(tmp_path, "bert")
+    folder = save_model(tmp_path, family)
     exact = Embedder(spec_of(folder))
     tokens = exact.tokenize(TEXTS)
-    monkeypatch.setattr(bert, "_COMPILER", compiler)
+    monkeypatch.setattr(compiling, "_COMPILER", compiler)
     embedder = Embedder(in_half(folder))
     assert embedder.description["batches"].startswith("packed, but without torch.compile: ")
     assert reason in embedder.description["batches"]
