@@ -83,7 +83,10 @@ def _kernel_groups_queries() -> bool:
 def _by_length(
     query_THK: Tensor, key_TGK: Tensor, value_TGK: Tensor, rows: PackedRows, scaling: float | None, causal: bool, window: int | None
 ) -> Tensor:
-    """One ordinary attention per length: rows of equal length lie together, so that a reshape makes a batch of them."""
+    """One ordinary attention per length: rows of equal length lie together, so that a reshape makes a batch of them.
+
+    Tokens behind the last row get zeros.
+    """
     result_THK = torch.empty(query_THK.shape, dtype=query_THK.dtype, device=query_THK.device)
     start = 0
     for count, length in rows.groups:
@@ -97,6 +100,7 @@ def _by_length(
         )
         result_THK[start:stop].view(count, length, *result_THK.shape[1:]).copy_(attended.transpose(1, 2))
         start = stop
+    result_THK[start:] = 0
     return result_THK
 
 

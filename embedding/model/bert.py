@@ -23,7 +23,7 @@ from transformers import AutoConfig
 
 from embedding.model.attention import attend, has_kernel
 from embedding.model.compiling import compiled, why_not_compiled
-from embedding.model.linear import Linear, linear_for
+from embedding.model.linear import Linear, filled, linear_for
 from embedding.model.packing import PackedBatch, PackedRows
 from embedding.model.spec import POSITIONS_FOLLOW_PADDING, ModelSpec
 
@@ -91,8 +91,9 @@ class BertEncoder:
     def __call__(self, batch: PackedBatch) -> Tensor:
         """[T, D] in the type of the products, in the order of the batch's ids."""
         with torch.inference_mode():
-            hidden_TD: Tensor = self.module(batch.ids_T, batch.position_ids(self._padding_offset), batch.rows)
-        return hidden_TD
+            ids_T, positions_T = (filled(of_T, self.module.dtype) for of_T in (batch.ids_T, batch.position_ids(self._padding_offset)))
+            hidden_TD: Tensor = self.module(ids_T, positions_T, batch.rows)
+        return hidden_TD[: len(batch.ids_T)]
 
     def compile(self, config: Any, max_tokens: int, device: torch.device) -> None:
         """Run compiled layers where the compiler manages it; all of them and all batches share one piece of code."""

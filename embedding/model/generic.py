@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from embedding.errors import ModelError
 from embedding.model.attention import attend, has_kernel
 from embedding.model.compiling import compiled, why_not_compiled
-from embedding.model.linear import linear_for, onednn_fits_on
+from embedding.model.linear import filled, linear_for, onednn_fits_on
 from embedding.model.packing import PackedBatch, PackedRows
 from embedding.model.parity import difference, probe_batch
 from embedding.model.spec import ModelSpec
@@ -63,12 +63,12 @@ class GenericEncoder:
 
     def _run_packed(self, batch: PackedBatch) -> Tensor:
         output = self.module(
-            input_ids=batch.ids_T.unsqueeze(0),
-            position_ids=batch.position_ids(self._padding_offset).unsqueeze(0),
+            input_ids=filled(batch.ids_T, self._dtype).unsqueeze(0),
+            position_ids=filled(batch.position_ids(self._padding_offset), self._dtype).unsqueeze(0),
             packed_rows=batch.rows,
             by_kernel=has_kernel(self._device, self._dtype),
         )
-        return output.last_hidden_state[0]  # type: ignore[no-any-return]
+        return output.last_hidden_state[0, : len(batch.ids_T)]  # type: ignore[no-any-return]
 
     def _run_padded(self, batch: PackedBatch) -> Tensor:
         rows, longest = len(batch.lengths), int(batch.lengths[0])
