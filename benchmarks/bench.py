@@ -6,6 +6,7 @@ Prints a Markdown table and writes all raw times as JSON. docs/performance.md sa
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -26,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.data import SHAPES, BenchModel, ModelName, make_model, make_texts
 from benchmarks.launches import launch_stage
 from benchmarks.peers import OURS, peers_stage
-from benchmarks.setting import Result, Setting
+from benchmarks.setting import Result, Setting, one_line
 from benchmarks.sharing import sharing_stage
 from benchmarks.stages import cuda_sweep, encoder_stage, memory_stage, parquet_stage, tokenizer_stage, write_stage
 from embedding.config import Precision
@@ -55,19 +56,27 @@ def main(words: Sequence[str] | None = None) -> Result:
             "hardware": hardware(options.device, options.threads) | {"note": options.note},
             "versions": versions(),
             "rounds": options.rounds,
-            "corpora": {lengths: _measure(lengths, model, options, Path(scratch)) for lengths in options.lengths},
+            "corpora": {},
         }
-    found["seconds"] = time.time() - started
-    found["load_average_after"] = os.getloadavg()
+        for lengths in options.lengths:
+            for corpus in _measure(lengths, model, options, Path(scratch)):
+                found["corpora"][lengths] = corpus
+                found["seconds"] = time.time() - started
+                found["load_average_after"] = os.getloadavg()
+                _save(found, options.out)
     sys.stdout.write(table(found) + "\n")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
-def _measure(lengths: str, model: BenchModel, options: argparse.Namespace, scratch: Path) -> Result:
-    """All stages on one corpus; a stage whose libraries are not here is listed with what is missing."""
+def _save(found: Result, out: Path | None) -> None:
+    """After each stage: a run that is ended has measured something."""
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _measure(lengths: str, model: BenchModel, options: argparse.Namespace, scratch: Path) -> Iterator[Result]:
+    """All stages on one corpus, what is known after each; one that fails here is listed with its reason."""
     texts = make_texts(lengths, model, options.tokens)
     setting = Setting.of(model, texts, options.device, options.precision[0], options.rounds, options.threads)
     more = make_texts(lengths, model, min(_TOKENIZED_TOKENS, 10 * options.tokens))
@@ -85,11 +94,13 @@ def _measure(lengths: str, model: BenchModel, options: argparse.Namespace, scrat
     found: Result = {"texts": len(texts), "batch_tokens": setting.batch_tokens, "stages": {}, "not_measured": {}}
     for name in options.stages:
         torch.set_num_threads(options.threads)
+        gc.collect()
+        torch.cuda.empty_cache()
         try:
             found["stages"][name] = stages[name]()
-        except ImportError as error:
-            found["not_measured"][name] = str(error)
-    return found
+        except Exception as error:  # noqa: BLE001 - a row of the table, not the end of it
+            found["not_measured"][name] = one_line(error)
+        yield found
 
 
 def _options(words: Sequence[str] | None) -> argparse.Namespace:

@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from transformers import AutoModel
 
 from benchmarks.data import SHAPES, BenchModel
-from benchmarks.setting import Result, Setting
+from benchmarks.setting import Result, Setting, one_line
 from benchmarks.timing import interleave, rate, ratio
 from embedding.config import Precision
 from embedding.model.embedder import Embedder
@@ -36,7 +36,8 @@ def peers_stage(setting: Setting, scratch: Path) -> Result:
     embedder = Embedder(setting.model.spec(setting.precision), device=setting.device, threads=setting.threads)
 
     def ours() -> Vectors:
-        torch.set_num_threads(1)  # what Embedder sets, and the peers do not want
+        if setting.device == "cpu":
+            torch.set_num_threads(1)  # what Embedder sets, and the peers do not want
         return embedder.embed(embedder.tokenize(setting.texts), setting.batch_tokens).vectors_RD
 
     expected = ours()
@@ -49,7 +50,7 @@ def peers_stage(setting: Setting, scratch: Path) -> Result:
             embed = _with_threads(setting.threads, make())
             batch_rows[name] = _best_batch(embed, setting)
         except Exception as error:  # noqa: BLE001 - a peer that is not there or cannot run is a line of the table
-            missing[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            missing[name] = one_line(error)
             continue
         contestants[name] = _bind(embed, setting.texts, batch_rows[name])
         found = contestants[name]().astype(np.float64)

@@ -7,9 +7,15 @@ from typing import Any, TypeAlias
 
 from benchmarks.data import BenchModel
 from embedding.config import Precision
+from embedding.errors import first_line
 from embedding.model.batching import default_batch_tokens
 
 Result: TypeAlias = dict[str, Any]
+
+
+def one_line(error: Exception) -> str:
+    """Why something was not measured."""
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier
 
 _WORKERS = (1, 2)
-_START_SECONDS = 300
+_START_SECONDS = 900
 
 
 def sharing_stage(setting: Setting) -> Result:

@@ -17,7 +17,7 @@ import tokenizers
 import torch
 
 from benchmarks.data import SHAPES, BenchModel
-from benchmarks.setting import Result, Setting
+from benchmarks.setting import Result, Setting, one_line
 from benchmarks.timing import interleave, rate, ratio
 from embedding.config import Precision
 from embedding.model.batching import batch_end, longest_first
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _UNITS = 6
 """Of the parquet stage: each is the whole sample, as units of a few batches would leave cores without one at the end of each."""
+_NOT_COMPILED_TOO = 65_536
+"""Tokens of the batches that the sweep runs without torch's compiler as well."""
 _MEMORY_UNITS = 600
 _MEMORY_REPEATS = 20
 """How often the texts follow one another in the corpus of the memory stage."""
@@ -77,12 +79,15 @@ def encoder_stage(setting: Setting, *, batch_tokens: int | None = None, compiled
     hidden = [encoder(batch) for batch in batches]
     pinned = [torch.empty((len(batch.lengths), spec.dimensions), pin_memory=device.type == "cuda") for batch in batches]
 
-    lanes = ThreadPoolExecutor(setting.threads if device.type == "cpu" else 1)
+    on_cpu = device.type == "cpu"
+    lanes = ThreadPoolExecutor(setting.threads if on_cpu else 1)
 
     def encode() -> None:
-        torch.set_num_threads(1)  # a batch in each of as many threads, as the job does it
+        if on_cpu:
+            torch.set_num_threads(1)  # a batch in each of as many threads, as the job does it
         deque(lanes.map(encoder, batches), maxlen=0)
-        torch.set_num_threads(setting.threads)
+        if on_cpu:
+            torch.set_num_threads(setting.threads)
 
     def pool() -> None:
         with torch.inference_mode():
@@ -144,7 +149,7 @@ def _products(model: BenchModel, rows: int, dtype: torch.dtype, device: torch.de
     lefts = [torch.randn(rows, inner, device=device).to(dtype) for inner, _ in shapes]
     weights = [torch.randn(outer, inner, device=device).to(dtype) for inner, outer in shapes]
     flop = sum(2.0 * rows * inner * outer for inner, outer in shapes)
-    repeats = max(1, round((2e13 if device.type == "cuda" else 5e10) / flop))
+    repeats = max(1, round((5e14 if device.type == "cuda" else 5e10) / flop))  # for half a second, in which a GPU finds its clock
     kinds: dict[str, list[Callable[[torch.Tensor], torch.Tensor]]] = {"torch.mm": [partial(torch.mm, mat2=one.t()) for one in weights]}
     if onednn_fits_on(device, dtype):
         kinds["oneDNN"] = [linear_for(one, None) for one in weights]
@@ -232,13 +237,13 @@ def cuda_sweep(setting: Setting, precisions: tuple[Precision, ...]) -> list[Resu
     found: list[Result] = []
     for precision in precisions:
         for batch_tokens in (8_192, 16_384, 32_768, 65_536, 131_072, 262_144):
-            for compiled in (True, False):
+            for compiled in (True, False) if batch_tokens == _NOT_COMPILED_TOO else (True,):
                 one = replace(setting, precision=precision, rounds=max(3, setting.rounds // 2), batch_tokens=batch_tokens)
                 started = time.perf_counter()
                 try:
                     found.append(encoder_stage(one, compiled=compiled))
                 except Exception as error:  # noqa: BLE001 - a row of the table, not the end of it
-                    cause = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-                    found.append({"precision": precision, "batch_tokens": batch_tokens, "compiled": compiled, "not_measured": cause})
+                    cause = {"not_measured": one_line(error)}
+                    found.append({"precision": precision, "batch_tokens": batch_tokens, "compiled": compiled, **cause})
                 found[-1]["wall_seconds"] = time.perf_counter() - started
     return found

@@ -15,6 +15,8 @@ from embedding.model.packing import PackedRows
 
 _FLASH_CAPABILITY: Final = (8, 0)
 """Of a GPU: flash attention is written for Ampere and what came after it."""
+_FLASH_WIDTHS: Final = range(8, 257, 8)
+"""Of a head."""
 
 
 def attend(
@@ -37,9 +39,9 @@ def attend(
     return attention(query_THK, key_TGK, value_TGK, rows, scaling, causal, window)
 
 
-def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+def has_kernel(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
     """Whether one launch does all rows of a batch, whatever their lengths."""
-    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16) or head_width not in _FLASH_WIDTHS:
         return False
     return torch.cuda.get_device_capability(device) >= _FLASH_CAPABILITY
 
@@ -88,6 +90,10 @@ def _by_length(
     Tokens behind the last row get zeros.
     """
     result_THK = torch.empty(query_THK.shape, dtype=query_THK.dtype, device=query_THK.device)
+    grouped = query_THK.shape[1] != key_TGK.shape[1]
+    if grouped and query_THK.is_cuda:  # of its kernels, only the one that holds all scores in memory groups heads in every case
+        times, grouped = query_THK.shape[1] // key_TGK.shape[1], False
+        key_TGK, value_TGK = (heads.repeat_interleave(times, dim=1) for heads in (key_TGK, value_TGK))
     start = 0
     for count, length in rows.groups:
         stop = start + count * length
@@ -96,7 +102,7 @@ def _by_length(
         )
         mask = _window_mask(length, window, causal, query.device) if window is not None and length > window else None
         attended = scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=scaling, is_causal=causal and mask is None, enable_gqa=query.shape[1] != key.shape[1]
+            query, key, value, attn_mask=mask, scale=scaling, is_causal=causal and mask is None, enable_gqa=grouped
         )
         result_THK[start:stop].view(count, length, *result_THK.shape[1:]).copy_(attended.transpose(1, 2))
         start = stop

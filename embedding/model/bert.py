@@ -116,7 +116,7 @@ def read_bert(spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.
     if len(module.embeddings.positions) - (padding_offset or 0) < spec.max_tokens:
         return None
     encoder = BertEncoder(module, padding_offset)
-    if has_kernel(device, dtype):
+    if module.by_kernel:
         encoder.compile(config, spec.max_tokens, device)
     return encoder
 
@@ -202,8 +202,8 @@ class _Layer(nn.Module):
         self.query_key_value = linear_for(*mixed)
         self.attended, self.up, self.down = (linear_for(*weights.affine(at[part], shape=shapes[part], dtype=dtype)) for part in shapes)
         self.attended_norm, self.norm = (_Norm(*weights.affine(at[part], shape=(width,)), eps) for part in ("attended_norm", "norm"))
-        self.by_kernel = has_kernel(weights.device, dtype)
         self.heads = config.num_attention_heads
+        self.by_kernel = has_kernel(weights.device, dtype, width // self.heads)
         self.activation = _ACTIVATIONS[_activation(config)]
 
     def forward(self, hidden_TD: Tensor, rows: PackedRows) -> Tensor:
@@ -245,6 +245,7 @@ class _Bert(nn.Module):
         self.embeddings = _Embeddings(weights, config, dtype)
         self.layers = nn.ModuleList(_Layer(weights, names, number, config, dtype) for number in range(config.num_hidden_layers))
         self.dtype = dtype
+        self.by_kernel = has_kernel(device, dtype, config.hidden_size // config.num_attention_heads)
         self.compile_steps(False)
 
     def compile_steps(self, on: bool) -> None:

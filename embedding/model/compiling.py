@@ -14,6 +14,10 @@ from embedding.model.packing import PackedBatch
 from embedding.model.parity import difference, probe_batch
 
 _COMPILER: Final = "inductor"
+_OPTIONS: Final = {
+    "deterministic": True,  # no kernel chosen by a race, which may end otherwise at the next start, and round otherwise
+    "compile_threads": 1,  # for a handful of kernels; else every worker starts a process for each core
+}
 _PROBE_TOKENS: Final = 4096
 """Kernels are laid out for the first batch. Below 1,024 tokens many threads would normalize one token, which is slow where there are
 tokens enough for all threads.
@@ -27,7 +31,9 @@ def compiled(module: nn.Module, *, whole: bool) -> Any:
 
     `whole`: into one piece, or not at all; else what cannot be compiled runs as it is.
     """
-    return torch.compile(module, dynamic=True, fullgraph=whole, backend=_COMPILER)
+    # As options and not in its configuration, which the compiler restores after each piece, and which other threads do not see.
+    options: dict[str, Any] = {"options": _OPTIONS} if _COMPILER == "inductor" else {}
+    return torch.compile(module, dynamic=True, fullgraph=whole, backend=_COMPILER, **options)
 
 
 def why_not_compiled(
@@ -44,8 +50,7 @@ def why_not_compiled(
     """
     from torch._inductor import config as inductor  # brings the compiler, seconds that a CPU need not spend
 
-    inductor.compile_threads = 1  # for a handful of kernels; else every worker starts a process for each core
-    inductor.deterministic = True  # no kernel chosen by a race, which may end otherwise at the next start, and round otherwise
+    inductor.compile_threads = 1  # which it reads before it reads the options
     batch = probe_batch(config, max_tokens, device, _PROBE_TOKENS)
     expected_TD = encode(batch)
     switch(True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,8 @@ from embedding.model.tokenizer import TokenizedTexts, Tokenizer
 from embedding.model.windows import Windows
 
 log = logging.getLogger(__name__)
+
+_OUT_OF_MEMORY: Final = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
 
@@ -101,6 +103,16 @@ class Embedder:
             "tokenized_by": "nanotoken" if self._tokenizer.is_fast else "tokenizers",
             "batches": self._encoder.manner,
         }
+
+    def has_lost_its_device(self) -> bool:
+        """Whether no call of this process will succeed on its GPU any more, as is the case after some errors."""
+        if self._device.type != "cuda":
+            return False
+        try:
+            torch.cuda.synchronize(self._device)
+        except RuntimeError:
+            return True
+        return False
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Token ids of the texts. Safe to call from several threads, also while `embed` runs."""
@@ -184,27 +196,34 @@ class Embedder:
     def _fill(self, encoder: Encoder, batches: _Batches, batch_tokens: int, start: int, stop: int) -> int:
         """Encode a batch, in parts where it does not fit; never waits for a GPU. The number of tokens computed, padding included."""
         cells = 0
-        for first, end in batches.cut(self._budget(batch_tokens), start, stop):
-            lengths = batches.lengths[first:end]
-            try:
-                batch = pack(batches.ids_T[batches.offsets[first] : batches.offsets[end]], lengths, self._device)
-                with torch.inference_mode():
-                    batches.vectors_RD[first:end].copy_(self._head(encoder(batch), batch), non_blocking=True)
-                cells += encoder.cells(lengths)
-            except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                self._shrink(encoder.cells(lengths), end - first, error)
-                return cells + self._fill(encoder, batches, batch_tokens, first, stop)
+        while start < stop:
+            start, end = next(batches.cut(self._budget(batch_tokens), start, stop))
+            lengths = batches.lengths[start:end]
+            if self._fits(encoder, batches, start, end):
+                cells, start = cells + encoder.cells(lengths), end
+            else:  # outside of what failed, whose frames hold its memory
+                self._shrink(encoder.cells(lengths), end - start)
         return cells
+
+    def _fits(self, encoder: Encoder, batches: _Batches, start: int, end: int) -> bool:
+        """Encode these rows, unless memory runs out."""
+        try:
+            batch = pack(batches.ids_T[batches.offsets[start] : batches.offsets[end]], batches.lengths[start:end], self._device)
+            with torch.inference_mode():
+                batches.vectors_RD[start:end].copy_(self._head(encoder(batch), batch), non_blocking=True)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            return False
+        return True
 
     def _budget(self, batch_tokens: int) -> int:
         return batch_tokens if self._fitting_tokens is None else min(batch_tokens, self._fitting_tokens)
 
-    def _shrink(self, cells: int, rows: int, error: BaseException) -> None:
+    def _shrink(self, cells: int, rows: int) -> None:
         if rows == 1:
             device = _device_name(self._device)
-            raise ModelError(f"a single text of {cells} tokens does not fit in the memory of {device}; lower --max-tokens") from error
+            raise ModelError(f"a single text of {cells} tokens does not fit in the memory of {device}; lower --max-tokens")
         self._fitting_tokens = self._budget(cells // 2)
         log.warning("a batch of %d tokens does not fit in memory; using batches of %d tokens from now on", cells, self._fitting_tokens)
 
@@ -236,10 +255,8 @@ def _finite_rows(vectors_RD: Vectors) -> npt.NDArray[np.bool_]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """The CPU allocators of torch raise a plain RuntimeError, known by its text only."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    """The CPU allocators of torch, the CUDA driver, Triton and cuBLAS raise errors that are known by their text only."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def _device_name(device: torch.device) -> str:

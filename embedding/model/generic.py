@@ -27,6 +27,7 @@ from embedding.model.spec import ModelSpec
 log = logging.getLogger(__name__)
 
 PACKED: Final = "packed_rows"
+_FREE_FOR_WEIGHTS: Final = 0.8
 
 
 class GenericEncoder:
@@ -42,6 +43,8 @@ class GenericEncoder:
         self._device = device
         self._dtype = torch.float32
         self.module = _load(spec, folder)
+        if not _fits(self.module, device):
+            self._cast(dtype)
         self.module.to(device)  # type: ignore[arg-type]  # transformers wraps this method without its types
         self._padding_offset = _padding_offset(self.module, spec.max_tokens)
         self.packed = False
@@ -50,7 +53,7 @@ class GenericEncoder:
         self.manner = f"padded: {reason}" if reason else "packed"
         if onednn_fits_on(device, dtype):
             self._multiply_fast(batch)
-        if self.packed and has_kernel(device, dtype):
+        if self.packed and self._has_kernel():
             self._compile(spec.max_tokens)
 
     def __call__(self, batch: PackedBatch) -> Tensor:
@@ -61,12 +64,17 @@ class GenericEncoder:
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32)
 
+    def _has_kernel(self) -> bool:
+        config = self.module.config
+        head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return has_kernel(self._device, self._dtype, head_width)
+
     def _run_packed(self, batch: PackedBatch) -> Tensor:
         output = self.module(
             input_ids=filled(batch.ids_T, self._dtype).unsqueeze(0),
             position_ids=filled(batch.position_ids(self._padding_offset), self._dtype).unsqueeze(0),
             packed_rows=batch.rows,
-            by_kernel=has_kernel(self._device, self._dtype),
+            by_kernel=self._has_kernel(),
         )
         return output.last_hidden_state[0, : len(batch.ids_T)]  # type: ignore[no-any-return]
 
@@ -83,7 +91,8 @@ class GenericEncoder:
     def _try_packing(self, spec: ModelSpec, dtype: torch.dtype, batch: PackedBatch) -> str:
         """Cast the weights, and switch to packed attention if that gives what padded batches give; else say why not.
 
-        Compared in fp32 first, where a wrong mask or position cannot hide behind rounding, then in the job's precision.
+        Compared in fp32 first if there is room for it, where a wrong mask or position cannot hide behind rounding, then in the job's
+        precision.
         """
         if not self.module.is_backend_compatible():
             self._cast(dtype)
@@ -93,10 +102,10 @@ class GenericEncoder:
         self.module.set_attn_implementation(PACKED)
         self.packed = True
         try:
-            reason = difference(self(batch), padded_TD, torch.float32)
+            reason = difference(self(batch), padded_TD, self._dtype)
             self._cast(dtype)
             reason = reason or difference(self(batch), padded_TD, dtype)
-        except (TypeError, RuntimeError, ValueError, KeyError) as error:
+        except (AttributeError, TypeError, RuntimeError, ValueError, KeyError) as error:
             self._cast(dtype)
             reason = f"packed attention does not work with these classes ({type(error).__name__}: {error})"
         if reason:
@@ -173,6 +182,14 @@ def _load(spec: ModelSpec, folder: Path) -> PreTrainedModel:
             f"model {spec.source.name!r} has no weights for {missing[0]}{more}; use a model with the weights of the whole encoder"
         )
     return model.eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def _fits(module: nn.Module, device: torch.device) -> bool:
+    """Whether the model, in float32 as it is now, and what it computes have room on the device."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return sum(weight.numel() * weight.element_size() for weight in module.parameters()) < _FREE_FOR_WEIGHTS * free
 
 
 def _padding_offset(model: nn.Module, max_tokens: int) -> int | None:

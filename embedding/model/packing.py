@@ -83,12 +83,16 @@ class PackedBatch:
     def body_indices(self, skipped: int) -> Tensor:
         """The tokens whose place in their row is `skipped` or more."""
         places = np.arange(self.lengths.sum()) - np.repeat(offsets_of(self.lengths)[:-1], self.lengths)
-        return torch.from_numpy(np.flatnonzero(places >= skipped)).to(self.ids_T.device, non_blocking=True)
+        indices = torch.from_numpy(np.flatnonzero(places >= skipped))
+        return _on(self.ids_T.device, indices)
 
 
 def pack(ids_T: Tensor, lengths: npt.NDArray[np.int64], device: torch.device) -> PackedBatch:
     """Bring one batch to the device. `ids_T`: int32 on the host, pinned where the copy shall not wait."""
     offsets = torch.from_numpy(offsets_of(lengths).astype(np.int32))
-    if device.type == "cuda":
-        offsets = offsets.pin_memory()
-    return PackedBatch(ids_T.to(device, non_blocking=True).long(), offsets.to(device, non_blocking=True), lengths)
+    return PackedBatch(ids_T.to(device, non_blocking=True).long(), _on(device, offsets), lengths)
+
+
+def _on(device: torch.device, tensor: Tensor) -> Tensor:
+    """A copy on the device that nobody waits for: of memory that is not pinned, it would wait for all that was launched before it."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

@@ -170,6 +170,9 @@ class EmbeddingWorker:
                 except Exception as caught:  # whatever a unit does, the run goes on without it
                     log.warning("unit %s failed on attempt %d", unit.id, attempt, exc_info=not isinstance(caught, EmbeddingJobError))
                     self._attempts.fail(unit.id, reason_of(caught))  # kept there: a neighbour may end this process yet
+                    if self._embedder.has_lost_its_device():
+                        log.warning("the GPU of %s answers no more; ending this process, whose place another takes", self._name)
+                        os._exit(1)  # here, every unit would fail from now on
         error = self._attempts.reason(unit.id) or "its worker process died each time"
         return self._failed(unit, f"{error} (set aside after {count(self._job.max_unit_attempts, 'attempt')})")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from embedding.corpus.shards.parquet import PARQUET
 from embedding.corpus.sources import list_sources
 from embedding.errors import ConfigError
 from embedding.model import windows
+from embedding.model.embedder import Embedder
 from embedding.model.spec import resolve_model
 from embedding.model.tokenizer import TokenizedTexts
 from embedding.run.attempts import AttemptCounter
@@ -80,6 +82,31 @@ def test_a_unit_becomes_a_shard_and_a_record(tiny_model: Path, tmp_path: Path) -
     assert PARQUET.facts(io.BytesIO(outputs.shards(output)[unit.shard]))["record"]["lengths"] == record.lengths
     assert record.bytes == len(outputs.shards(output)[unit.shard])
     assert (attempts.begun(unit.id), attempts.unsettled()) == (1, 1)  # until the driver has the record
+
+
+class Ended(BaseException):
+    """Where the process would have ended."""
+
+
+def test_a_process_whose_gpu_is_lost_ends_and_takes_no_more_units_along(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def ended(code: int) -> None:
+        raise Ended(code)
+
+    attempts = AttemptCounter()
+    unit, worker = unit_of(tmp_path / "in", ["one"]), worker_on(tiny_model, str(tmp_path / "out"), attempts)
+    assert not worker._embedder.has_lost_its_device()
+    worker._embedder._device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    monkeypatch.setattr(Embedder, "submit", lost)
+    monkeypatch.setattr(os, "_exit", ended)
+    with pytest.raises(Ended, match="1"):
+        process(worker, unit, attempts)
+    assert (attempts.begun(unit.id), attempts.reason(unit.id)) == (1, "RuntimeError: CUDA error: an illegal memory access was encountered")
 
 
 def test_a_machine_without_lance_says_so_before_it_takes_a_unit(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
