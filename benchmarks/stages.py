@@ -71,8 +71,9 @@ def encoder_stage(setting: Setting, *, batch_tokens: int | None = None, compiled
     spec, device = setting.model.spec(setting.precision), torch.device(setting.device)
     tokens = JobTokenizer(spec, setting.model.folder)(setting.texts)
     encoder = Encoder(spec, setting.model.folder, device, setting.precision)
-    if not compiled and isinstance(encoder._model, BertEncoder):
-        encoder._model.module.compile_steps(False)
+    if not compiled:
+        assert isinstance(encoder._model, BertEncoder), "all models of the benchmark are of its layout"
+        encoder._model.module.run_compiled(False)
     head = Head(spec, setting.model.folder, device, prompt_tokens=0)
     budget = batch_tokens or setting.batch_tokens
     batches = list(_batches(tokens, budget, device))
@@ -149,7 +150,9 @@ def _products(model: BenchModel, rows: int, dtype: torch.dtype, device: torch.de
     lefts = [torch.randn(rows, inner, device=device).to(dtype) for inner, _ in shapes]
     weights = [torch.randn(outer, inner, device=device).to(dtype) for inner, outer in shapes]
     flop = sum(2.0 * rows * inner * outer for inner, outer in shapes)
-    repeats = max(1, round((5e14 if device.type == "cuda" else 5e10) / flop))  # for half a second, in which a GPU finds its clock
+    repeats = max(
+        1, round((5e14 if device.type == "cuda" else 5e10) / flop)
+    )  # half a second in half precision, in which a GPU finds its clock
     kinds: dict[str, list[Callable[[torch.Tensor], torch.Tensor]]] = {"torch.mm": [partial(torch.mm, mat2=one.t()) for one in weights]}
     if onednn_fits_on(device, dtype):
         kinds["oneDNN"] = [linear_for(one, None) for one in weights]

@@ -76,7 +76,7 @@ def _by_kernel(
 
 
 def _kernel_groups_queries() -> bool:
-    """Whether several heads of queries can share one of keys; torch 2.11 cannot."""
+    """Whether several heads of queries can share one of keys; torch 2.11 cannot. Not cached: its compiler does not look into caches."""
     from torch.nn.attention.varlen import varlen_attn
 
     return "enable_gqa" in signature(varlen_attn).parameters

@@ -97,7 +97,7 @@ class BertEncoder:
 
     def compile(self, config: Any, max_tokens: int, device: torch.device) -> None:
         """Run compiled layers where the compiler manages it; all of them and all batches share one piece of code."""
-        if reason := why_not_compiled(self, config, max_tokens, device, self.module.dtype, self.module.compile_steps):
+        if reason := why_not_compiled(self, config, max_tokens, device, self.module.dtype, self.module.run_compiled):
             self.manner = f"packed, but without torch.compile: {reason}"
 
 
@@ -192,7 +192,7 @@ class _Layer(nn.Module):
     What lies between the products has their type, where autocast would keep float32: docs/architecture.md says why.
     """
 
-    def __init__(self, weights: _Weights, names: _Names, number: int, config: Any, dtype: torch.dtype) -> None:
+    def __init__(self, weights: _Weights, names: _Names, number: int, config: Any, dtype: torch.dtype, *, by_kernel: bool) -> None:
         super().__init__()
         at = {part: f"{names.layer}.{number}.{name}" for part, name in vars(names).items()}
         width, eps = config.hidden_size, _eps(config)
@@ -203,7 +203,7 @@ class _Layer(nn.Module):
         self.attended, self.up, self.down = (linear_for(*weights.affine(at[part], shape=shapes[part], dtype=dtype)) for part in shapes)
         self.attended_norm, self.norm = (_Norm(*weights.affine(at[part], shape=(width,)), eps) for part in ("attended_norm", "norm"))
         self.heads = config.num_attention_heads
-        self.by_kernel = has_kernel(weights.device, dtype, width // self.heads)
+        self.by_kernel = by_kernel
         self.activation = _ACTIVATIONS[_activation(config)]
 
     def forward(self, hidden_TD: Tensor, rows: PackedRows) -> Tensor:
@@ -243,12 +243,13 @@ class _Bert(nn.Module):
         super().__init__()
         weights = _Weights(tensors, device)
         self.embeddings = _Embeddings(weights, config, dtype)
-        self.layers = nn.ModuleList(_Layer(weights, names, number, config, dtype) for number in range(config.num_hidden_layers))
         self.dtype = dtype
         self.by_kernel = has_kernel(device, dtype, config.hidden_size // config.num_attention_heads)
-        self.compile_steps(False)
+        numbers = range(config.num_hidden_layers)
+        self.layers = nn.ModuleList(_Layer(weights, names, number, config, dtype, by_kernel=self.by_kernel) for number in numbers)
+        self.run_compiled(False)
 
-    def compile_steps(self, on: bool) -> None:
+    def run_compiled(self, on: bool) -> None:
         """Run what torch's compiler makes of the modules, or the modules as they are."""
         begin, *steps = (compiled(step, whole=True) if on else step for step in (self.embeddings, *self.layers))
         self._begin: Callable[[Tensor, Tensor], Tensor] = begin

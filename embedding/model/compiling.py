@@ -14,7 +14,7 @@ from embedding.model.packing import PackedBatch
 from embedding.model.parity import difference, probe_batch
 
 _COMPILER: Final = "inductor"
-_OPTIONS: Final = {
+_OPTIONS: Final[dict[str, Any]] = {
     "deterministic": True,  # no kernel chosen by a race, which may end otherwise at the next start, and round otherwise
     "compile_threads": 1,  # for a handful of kernels; else every worker starts a process for each core
 }
@@ -32,8 +32,7 @@ def compiled(module: nn.Module, *, whole: bool) -> Any:
     `whole`: into one piece, or not at all; else what cannot be compiled runs as it is.
     """
     # As options and not in its configuration, which the compiler restores after each piece, and which other threads do not see.
-    options: dict[str, Any] = {"options": _OPTIONS} if _COMPILER == "inductor" else {}
-    return torch.compile(module, dynamic=True, fullgraph=whole, backend=_COMPILER, **options)
+    return torch.compile(module, dynamic=True, fullgraph=whole, backend=_COMPILER, options=_OPTIONS)
 
 
 def why_not_compiled(
@@ -53,8 +52,8 @@ def why_not_compiled(
     inductor.compile_threads = 1  # which it reads before it reads the options
     batch = probe_batch(config, max_tokens, device, _PROBE_TOKENS)
     expected_TD = encode(batch)
-    switch(True)
     try:
+        switch(True)
         reason = difference(encode(batch), expected_TD, dtype)
     except Exception as error:  # noqa: BLE001 - a machine without a C compiler, and whatever else a compiler meets
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:_REASON_CHARS]}"

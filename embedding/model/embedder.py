@@ -34,6 +34,7 @@ from embedding.model.windows import Windows
 
 log = logging.getLogger(__name__)
 
+# Signs of CPU allocators, the CUDA driver, Triton and cuBLAS, none of which has an error of its own for it.
 _OUT_OF_MEMORY: Final = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
@@ -50,7 +51,7 @@ class EmbeddedTexts:
     batch_tokens: int
     """The budget in use at the end: what was asked for, or less after running out of memory."""
     padding_tokens: int
-    """Tokens computed for nothing."""
+    """Between rows of unequal length; what fills a batch up for oneDNN is not counted."""
     distinct_rows: int
     """Rows that were encoded; the others have the same tokens as one of these, and its vector."""
 
@@ -162,9 +163,20 @@ class Embedder:
         rows = np.flatnonzero(~finite_R)
         log.warning("%s overflowed in %s; computing again in fp32", count(len(rows), "row"), self._spec.precision)
         with self._repairing:  # one copy at a time
-            exact = Encoder(self._spec, self._folder, self._device, "fp32")
+            if (exact := self._exact_encoder()) is None:
+                log.warning("there is no memory for a copy of the model in fp32; %s will be rejected", count(len(rows), "row"))
+                return
             vectors_RD[rows], _ = self._start(exact, tokens.take(rows), self._spec.max_tokens)()
         finite_R[rows] = _finite_rows(vectors_RD[rows])
+
+    def _exact_encoder(self) -> Encoder | None:
+        """The model in fp32, unless it does not fit beside the one in use."""
+        try:
+            return Encoder(self._spec, self._folder, self._device, "fp32")
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        return None
 
     def _start(self, encoder: Encoder, tokens: TokenizedTexts, batch_tokens: int) -> Callable[[], tuple[Vectors, int]]:
         """Begin to encode; the answer waits for (vectors [R, dim] in row order, padding tokens).
@@ -197,15 +209,15 @@ class Embedder:
         """Encode a batch, in parts where it does not fit; never waits for a GPU. The number of tokens computed, padding included."""
         cells = 0
         while start < stop:
-            start, end = next(batches.cut(self._budget(batch_tokens), start, stop))
+            end = batch_end(batches.lengths[:stop], start, self._budget(batch_tokens), padded=batches.padded)
             lengths = batches.lengths[start:end]
-            if self._fits(encoder, batches, start, end):
+            if self._encoded(encoder, batches, start, end):
                 cells, start = cells + encoder.cells(lengths), end
             else:  # outside of what failed, whose frames hold its memory
                 self._shrink(encoder.cells(lengths), end - start)
         return cells
 
-    def _fits(self, encoder: Encoder, batches: _Batches, start: int, end: int) -> bool:
+    def _encoded(self, encoder: Encoder, batches: _Batches, start: int, end: int) -> bool:
         """Encode these rows, unless memory runs out."""
         try:
             batch = pack(batches.ids_T[batches.offsets[start] : batches.offsets[end]], batches.lengths[start:end], self._device)
@@ -241,11 +253,11 @@ class _Batches:
     vectors_RD: Tensor
     """float32 on the host; pinned for a GPU."""
 
-    def cut(self, batch_tokens: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
+    def cut(self, batch_tokens: int) -> Iterator[tuple[int, int]]:
         """First row and end of each batch."""
-        lengths = self.lengths[:stop]
-        while start < len(lengths):
-            end = batch_end(lengths, start, batch_tokens, padded=self.padded)
+        start = 0
+        while start < len(self.lengths):
+            end = batch_end(self.lengths, start, batch_tokens, padded=self.padded)
             yield start, end
             start = end
 
@@ -255,7 +267,6 @@ def _finite_rows(vectors_RD: Vectors) -> npt.NDArray[np.bool_]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """The CPU allocators of torch, the CUDA driver, Triton and cuBLAS raise errors that are known by their text only."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 

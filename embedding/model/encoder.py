@@ -49,8 +49,7 @@ class Encoder:
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         """Hidden states [T, D] of the batch's tokens, in the order of its ids."""
-        with torch.inference_mode():
-            return self._model(batch)
+        return self._model(batch)
 
     def cells(self, batch_lengths: npt.NDArray[np.int64]) -> int:
         """Tokens that a batch costs, padding included."""

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 PACKED: Final = "packed_rows"
 _FREE_FOR_WEIGHTS: Final = 0.8
+"""Share of a GPU's free memory: the rest is for what a model computes when it is tried."""
 
 
 class GenericEncoder:
@@ -35,15 +36,16 @@ class GenericEncoder:
 
     Attributes:
         packed: rows run without padding.
-        manner: "packed", or why not.
+        manner: "packed", and why its layers are not compiled where they should be; else "padded", and why.
     """
 
     def __init__(self, spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
         """Raises ModelError: the weights do not fill the model."""
         self._device = device
         self._dtype = torch.float32
+        self._by_kernel = False
         self.module = _load(spec, folder)
-        if not _fits(self.module, device):
+        if not _has_room(device, self.module):
             self._cast(dtype)
         self.module.to(device)  # type: ignore[arg-type]  # transformers wraps this method without its types
         self._padding_offset = _padding_offset(self.module, spec.max_tokens)
@@ -53,7 +55,7 @@ class GenericEncoder:
         self.manner = f"padded: {reason}" if reason else "packed"
         if onednn_fits_on(device, dtype):
             self._multiply_fast(batch)
-        if self.packed and self._has_kernel():
+        if self.packed and self._by_kernel:
             self._compile(spec.max_tokens)
 
     def __call__(self, batch: PackedBatch) -> Tensor:
@@ -64,17 +66,12 @@ class GenericEncoder:
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32)
 
-    def _has_kernel(self) -> bool:
-        config = self.module.config
-        head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return has_kernel(self._device, self._dtype, head_width)
-
     def _run_packed(self, batch: PackedBatch) -> Tensor:
         output = self.module(
             input_ids=filled(batch.ids_T, self._dtype).unsqueeze(0),
             position_ids=filled(batch.position_ids(self._padding_offset), self._dtype).unsqueeze(0),
             packed_rows=batch.rows,
-            by_kernel=self._has_kernel(),
+            by_kernel=self._by_kernel,
         )
         return output.last_hidden_state[0, : len(batch.ids_T)]  # type: ignore[no-any-return]
 
@@ -116,6 +113,7 @@ class GenericEncoder:
     def _cast(self, dtype: torch.dtype) -> None:
         """Cast the matrices once; autocast would do it in every call. Everything else stays fp32, as autocast wants it."""
         self._dtype = dtype
+        self._by_kernel = has_kernel(self._device, dtype, _head_width(self.module.config))
         for module in self.module.modules():
             if isinstance(module, nn.Linear):
                 module.to(self._dtype)
@@ -184,8 +182,14 @@ def _load(spec: ModelSpec, folder: Path) -> PreTrainedModel:
     return model.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
-def _fits(module: nn.Module, device: torch.device) -> bool:
-    """Whether the model, in float32 as it is now, and what it computes have room on the device."""
+def _head_width(config: Any) -> int:
+    """0 where the configuration does not tell, as of models that have no such heads."""
+    heads = getattr(config, "num_attention_heads", 0)
+    return int(getattr(config, "head_dim", 0) or (config.hidden_size // heads if heads else 0))
+
+
+def _has_room(device: torch.device, module: nn.Module) -> bool:
+    """Whether the device has memory for the model, in float32 as it is now, and for what it computes."""
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)

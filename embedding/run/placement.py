@@ -1,4 +1,4 @@
-"""How many workers of what size: the user's options and the cluster's resources to one answer. Knows no Ray."""
+"""How many workers of what size and precision: the user's options and the cluster's resources to one answer. Knows no Ray."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _MOST_CORES = 16
 """Of a worker on CPUs, whose threads need Python's lock between operations: 24 get on, 48 hold each other up (benchmarks/lanes.py)."""
 _ACCELERATOR = "accelerator_type:"
 """What Ray puts before the name of a node's GPUs, among its resources."""
-_WITHOUT_BF16 = ("V100", "T4")
+_WITHOUT_BF16 = ("V100", "V100S", "T4", "T4G")
 """GPUs whose matrix units know fp16 alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The size of the worker pool and of one worker."""
+    """The size of the worker pool and of one worker, and in what it computes."""
 
     min_workers: int
     max_workers: int
@@ -31,7 +31,7 @@ class Placement:
     fitting: int
     """Workers that the nodes of now have room for."""
     precision: Precision
-    """The fastest of the device that keeps vectors what they are; where GPUs differ, the one that all have."""
+    """What `--precision auto` is for a new output: fp16 if a GPU that is there now has no bf16."""
 
     def __str__(self) -> str:
         number = f"{self.min_workers}" if self.min_workers == self.max_workers else f"{self.min_workers} to {self.max_workers}"

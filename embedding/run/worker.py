@@ -153,6 +153,7 @@ class EmbeddingWorker:
         """Try the unit until it is committed or its attempts, those of dead processes included, are spent.
 
         Its first try has other units beside it; one that died or failed is tried alone, so that it takes no other with it again.
+        Ends the process if its GPU is lost.
         """
         for _ in range(self._job.max_unit_attempts + 1):
             with self._turns.take(alone=self._attempts.begun(unit.id) > 0):

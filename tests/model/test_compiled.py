@@ -21,7 +21,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from embedding.model import attention, bert, compiling, generic, linear
 from embedding.model.embedder import Embedder
-from embedding.model.spec import ModelSpec
 from tests.model.test_families import worst_cosine
 from tests.model.tiny import TEXTS, save_model, spec_of
 
@@ -78,8 +77,9 @@ def pieces_of_code() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
-def in_half(folder: Path) -> ModelSpec:
-    return replace(spec_of(folder), precision="bf16")
+def like_on_a_gpu(folder: Path) -> Embedder:
+    """In half precision, a batch after the other."""
+    return Embedder(replace(spec_of(folder), precision="bf16"), threads=1)
 
 
 COMPILERS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler"))]
@@ -91,7 +91,7 @@ def test_one_piece_of_code_runs_all_layers_and_batches(compiler: str, tmp_path: 
     exact = Embedder(spec_of(folder))
     tokens = exact.tokenize(TEXTS)
     monkeypatch.setattr(compiling, "_COMPILER", compiler)
-    embedder = Embedder(in_half(folder))
+    embedder = like_on_a_gpu(folder)
     assert embedder.description["batches"] == "packed"
     for budget in (40, 300, 4000):
         assert worst_cosine(embedder.embed(tokens, budget).vectors_RD, exact.embed(tokens, 4000).vectors_RD) > 0.999
@@ -103,24 +103,24 @@ def test_one_piece_of_code_runs_all_layers_and_batches(compiler: str, tmp_path: 
 def test_other_architectures_are_compiled_too(
     family: str, kinds: int, compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each kind of layer once; with a sliding window, causal, and with several heads of queries for one of keys."""
+    """Each kind of layer, at load; with a sliding window, causal, and with several heads of queries for one of keys."""
     folder = save_model(tmp_path, family)
     exact = Embedder(spec_of(folder))
     tokens = exact.tokenize(TEXTS)
     monkeypatch.setattr(compiling, "_COMPILER", compiler)
-    embedder = Embedder(in_half(folder))
+    embedder = like_on_a_gpu(folder)
     assert embedder.description["batches"] == "packed"
     assert pieces_of_code() == kinds
     for budget in (40, 300, 4000):
         assert worst_cosine(embedder.embed(tokens, budget).vectors_RD, exact.embed(tokens, 4000).vectors_RD) > 0.998
-    assert pieces_of_code() <= 2 * kinds  # ModernBERT's again for batches of a single row
+    assert pieces_of_code() == kinds
 
 
-def broken(*_: object) -> Any:
+def broken(*_: object, **__: object) -> Any:
     raise RuntimeError("no C compiler was found")
 
 
-def wrong(graph: torch.fx.GraphModule, *_: object) -> Any:
+def wrong(graph: torch.fx.GraphModule, *_: object, **__: object) -> Any:
     return lambda *arguments: tuple(tensor.flip(-2) for tensor in graph.forward(*arguments))
 
 
@@ -133,7 +133,7 @@ def test_what_a_compiler_cannot_do_is_done_without_it(
     exact = Embedder(spec_of(folder))
     tokens = exact.tokenize(TEXTS)
     monkeypatch.setattr(compiling, "_COMPILER", compiler)
-    embedder = Embedder(in_half(folder))
+    embedder = like_on_a_gpu(folder)
     assert embedder.description["batches"].startswith("packed, but without torch.compile: ")
     assert reason in embedder.description["batches"]
     assert caplog.text.count("runs packed, but without torch.compile: ") == 1
@@ -148,3 +148,24 @@ def test_only_gpus_with_flash_attention_have_the_kernel(capability: tuple[int, i
     assert [attention.has_kernel(gpu, dtype, 64) for dtype in (HALF, torch.float16, torch.float32)] == [has_it, has_it, False]
     assert [attention.has_kernel(gpu, HALF, width) for width in (8, 26, 96, 256, 264)] == [has_it, False, has_it, has_it, False]
     assert not attention.has_kernel(torch.device("cpu"), HALF, 64)
+
+
+def test_a_model_that_fits_in_half_precision_alone_is_cast_before_it_is_brought_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_model(tmp_path, "modernbert")
+    exact = Embedder(spec_of(folder))
+    tokens = exact.tokenize(TEXTS)
+    monkeypatch.setattr(generic, "_has_room", lambda *_: False)
+    seen: list[torch.dtype] = []
+    monkeypatch.setattr(generic, "_padding_offset", lambda module, _: seen.append(module.layers[0].mlp.Wi.weight.dtype))
+    embedder = like_on_a_gpu(folder)
+    assert seen == [HALF]
+    assert embedder.packed
+    assert worst_cosine(embedder.embed(tokens, 300).vectors_RD, exact.embed(tokens, 300).vectors_RD) > 0.998
+
+
+def test_a_compiler_that_knows_no_such_option_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "_OPTIONS", {"no such option": 1})
+    embedder = like_on_a_gpu(save_model(tmp_path, "bert"))
+    assert embedder.description["batches"].startswith("packed, but without torch.compile: RuntimeError: Unexpected optimization option")

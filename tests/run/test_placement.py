@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 
 from embedding.config import JobConfig
 from embedding.errors import ConfigError
@@ -45,12 +46,20 @@ def test_gpus_compute_in_what_all_of_them_have(kinds: list[str], precision: str)
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [("Tesla T4", "fp16"), ("Tesla V100-SXM2-16GB", "fp16"), ("NVIDIA A10G", "bf16"), ("NVIDIA H100 80GB HBM3", "bf16")],
+    [
+        ("Tesla T4", "fp16"),
+        ("NVIDIA T4G", "fp16"),
+        ("Tesla V100-SXM2-16GB", "fp16"),
+        ("Tesla V100S-PCIE-32GB", "fp16"),
+        ("NVIDIA A10G", "bf16"),
+        ("NVIDIA H100 80GB HBM3", "bf16"),
+    ],
 )
 def test_this_machine_names_its_gpus_as_ray_does(monkeypatch: pytest.MonkeyPatch, name: str, precision: str) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: name)
-    assert place_workers(config(), [this_machine()]).precision == precision
+    node = GPU_NODE | {f"accelerator_type:{NvidiaGPUAcceleratorManager._gpu_name_to_accelerator_type(name)}": 1.0}
+    assert [place_workers(config(), [each]).precision for each in (this_machine(), node)] == [precision, precision]
 
 
 def test_a_gpu_node_is_filled_by_what_runs_out_first() -> None:
