@@ -150,9 +150,8 @@ def _products(model: BenchModel, rows: int, dtype: torch.dtype, device: torch.de
     lefts = [torch.randn(rows, inner, device=device).to(dtype) for inner, _ in shapes]
     weights = [torch.randn(outer, inner, device=device).to(dtype) for inner, outer in shapes]
     flop = sum(2.0 * rows * inner * outer for inner, outer in shapes)
-    repeats = max(
-        1, round((5e14 if device.type == "cuda" else 5e10) / flop)
-    )  # half a second in half precision, in which a GPU finds its clock
+    enough = 5e14 if device.type == "cuda" else 5e10  # of a GPU half a second in half precision, in which it finds its clock
+    repeats = max(1, round(enough / flop))
     kinds: dict[str, list[Callable[[torch.Tensor], torch.Tensor]]] = {"torch.mm": [partial(torch.mm, mat2=one.t()) for one in weights]}
     if onednn_fits_on(device, dtype):
         kinds["oneDNN"] = [linear_for(one, None) for one in weights]

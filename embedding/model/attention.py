@@ -54,11 +54,11 @@ def _by_kernel(
 
     reach = -1 if window is None else window - 1
     grouped: dict[str, Any] = {}
-    if (times := query_THK.shape[1] // key_TGK.shape[1]) > 1:
+    if query_THK.shape[1] != key_TGK.shape[1]:
         if _kernel_groups_queries():
             grouped["enable_gqa"] = True
         else:
-            key_TGK, value_TGK = (heads.repeat_interleave(times, dim=1) for heads in (key_TGK, value_TGK))
+            key_TGK, value_TGK = (_ungrouped(query_THK, heads_TGK) for heads_TGK in (key_TGK, value_TGK))
     result = varlen_attn(
         query_THK,
         key_TGK,
@@ -92,8 +92,8 @@ def _by_length(
     result_THK = torch.empty(query_THK.shape, dtype=query_THK.dtype, device=query_THK.device)
     grouped = query_THK.shape[1] != key_TGK.shape[1]
     if grouped and query_THK.is_cuda:  # of its kernels, only the one that holds all scores in memory groups heads in every case
-        times, grouped = query_THK.shape[1] // key_TGK.shape[1], False
-        key_TGK, value_TGK = (heads.repeat_interleave(times, dim=1) for heads in (key_TGK, value_TGK))
+        key_TGK, value_TGK = (_ungrouped(query_THK, heads_TGK) for heads_TGK in (key_TGK, value_TGK))
+        grouped = False
     start = 0
     for count, length in rows.groups:
         stop = start + count * length
@@ -108,6 +108,11 @@ def _by_length(
         start = stop
     result_THK[start:] = 0
     return result_THK
+
+
+def _ungrouped(query_THK: Tensor, heads_TGK: Tensor) -> Tensor:
+    """A head of keys or values for each of queries: [T, H, K]."""
+    return heads_TGK.repeat_interleave(query_THK.shape[1] // heads_TGK.shape[1], dim=1)
 
 
 def _window_mask(length: int, window: int, causal: bool, device: torch.device) -> Tensor:

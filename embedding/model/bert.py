@@ -22,7 +22,7 @@ from torch.nn.functional import embedding, layer_norm, relu
 from transformers import AutoConfig
 
 from embedding.model.attention import attend, has_kernel
-from embedding.model.compiling import compiled, why_not_compiled
+from embedding.model.compiling import compiled, manner_compiled
 from embedding.model.linear import Linear, filled, linear_for
 from embedding.model.packing import PackedBatch, PackedRows
 from embedding.model.spec import POSITIONS_FOLLOW_PADDING, ModelSpec
@@ -97,8 +97,7 @@ class BertEncoder:
 
     def compile(self, config: Any, max_tokens: int, device: torch.device) -> None:
         """Run compiled layers where the compiler manages it; all of them and all batches share one piece of code."""
-        if reason := why_not_compiled(self, config, max_tokens, device, self.module.dtype, self.module.run_compiled):
-            self.manner = f"packed, but without torch.compile: {reason}"
+        self.manner = manner_compiled(self, config, max_tokens, device, self.module.dtype, self.module.run_compiled)
 
 
 def read_bert(spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.dtype) -> BertEncoder | None:

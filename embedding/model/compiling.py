@@ -35,7 +35,7 @@ def compiled(module: nn.Module, *, whole: bool) -> Any:
     return torch.compile(module, dynamic=True, fullgraph=whole, backend=_COMPILER, options=_OPTIONS)
 
 
-def why_not_compiled(
+def manner_compiled(
     encode: Callable[[PackedBatch], Tensor],
     config: Any,
     max_tokens: int,
@@ -43,7 +43,7 @@ def why_not_compiled(
     dtype: torch.dtype,
     switch: Callable[[bool], None],
 ) -> str:
-    """Switch the layers behind `encode` to compiled ones: "" if they give the same hidden states [T, D], else why they are off again.
+    """Switch the packed layers behind `encode` to compiled ones, if these give the same hidden states [T, D]; how they run from now on.
 
     `switch` takes True for compiled layers and False for those before; `config` is the model's.
     """
@@ -57,6 +57,7 @@ def why_not_compiled(
         reason = difference(encode(batch), expected_TD, dtype)
     except Exception as error:  # noqa: BLE001 - a machine without a C compiler, and whatever else a compiler meets
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:_REASON_CHARS]}"
-    if reason:
-        switch(False)
-    return reason
+    if not reason:
+        return "packed"
+    switch(False)
+    return f"packed, but without torch.compile: {reason}"

@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from embedding.errors import ModelError
 from embedding.model.attention import attend, has_kernel
-from embedding.model.compiling import compiled, why_not_compiled
+from embedding.model.compiling import compiled, manner_compiled
 from embedding.model.linear import filled, linear_for, onednn_fits_on
 from embedding.model.packing import PackedBatch, PackedRows
 from embedding.model.parity import difference, probe_batch
@@ -142,8 +142,7 @@ class GenericEncoder:
             for name, layer in plain.items():
                 self.module.set_submodule(name, compiled(layer, whole=False) if on else layer)
 
-        if reason := why_not_compiled(self, self.module.config, max_tokens, self._device, self._dtype, switch):
-            self.manner = f"packed, but without torch.compile: {reason}"
+        self.manner = manner_compiled(self, self.module.config, max_tokens, self._device, self._dtype, switch)
 
 
 def _layers(module: nn.Module) -> dict[str, nn.Module]:

@@ -40,6 +40,7 @@ from embedding.run.settings import (
     installed_versions,
     job_settings,
     long_texts_of,
+    precision_of,
     require_apart,
     shards_asked,
     what_was_asked,
@@ -191,11 +192,10 @@ def _settle(
     """The model and settings of this run: what the output was begun with, checked against the options, else first choices."""
     if existing is None:
         placement = place_workers(config, cluster.nodes())
-        model = find_model(config, precision=placement.precision if config.precision == "auto" else config.precision)
+        model = find_model(config, precision=precision_of(config, placement.precision))
         chosen = first_choices(config, model, placement.device)
         return model, job_settings(config, model, chosen, _inputs(config), columns, calibration_of(config, model, None))
-    precision = existing.vectors["precision"] if config.precision == "auto" else config.precision
-    model = find_model(config, precision=precision)
+    model = find_model(config, precision=precision_of(config, existing.vectors["precision"]))
     settings = job_settings(config, model, existing.kept, existing.input, columns, calibration_of(config, model, existing))
     existing.require_same_vectors(settings, output.url)
     for name, kept in existing.kept.items():

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 import embedding
-from embedding.config import JobConfig
+from embedding.config import JobConfig, Precision
 from embedding.corpus.columns import Columns
 from embedding.corpus.formats.jsonl import schema_from_json, schema_to_json
 from embedding.corpus.formats.names import Format, format_of
@@ -23,14 +23,17 @@ from embedding.model.batching import default_batch_tokens
 from embedding.model.spec import LongTexts, ModelSpec
 
 _LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "pyarrow")
-
-
 _UNIT_ROWS = {"cuda": 65_536, "cpu": 2_048}
 
 
 def default_unit_rows(device: str) -> int:
     """Rows of a unit where nothing was measured: seconds of work for a small encoder."""
     return _UNIT_ROWS[device]
+
+
+def precision_of(config: JobConfig, auto: Precision) -> Precision:
+    """The user's precision, else this one."""
+    return auto if config.precision == "auto" else config.precision
 
 
 def _columns_of(config: JobConfig, kind: Format) -> Columns:
