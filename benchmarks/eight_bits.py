@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench import hardware, versions
-from benchmarks.data import SHAPES, BenchModel, make_model
+from benchmarks.data import BenchModel, make_model
 from benchmarks.setting import Result
 from embedding.config import Precision
 from embedding.model.embedder import Embedder
@@ -55,7 +55,7 @@ def main(words: Sequence[str] | None = None) -> Result:
             "texts": len(texts),
             "cosine with fp32": {"bf16": _kept(exact, _vectors(model, "bf16", texts))},
         }
-        _, width, _ = SHAPES[model.name]
+        width = model.width
         products = {
             "query, key, value": (3 * width, width),
             "attended": (width, width),

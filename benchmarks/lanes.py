@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from benchmarks.bench import hardware, versions
-from benchmarks.data import SHAPES, BenchModel, make_model
+from benchmarks.data import BenchModel, make_model
 from benchmarks.setting import Result
 from embedding.model.batching import offsets_of
 from embedding.model.embedder import Embedder
@@ -53,8 +53,7 @@ def main(words: Sequence[str] | None = None) -> Result:
 
 def _share_of_products(model: BenchModel, lanes: int, batch_seconds: float) -> float:
     """The time that the products slept, of all time of all lanes."""
-    layers, _, _ = SHAPES[model.name]
-    with patch("embedding.model.bert.linear_for", _sleeping(batch_seconds / (4 * layers))):
+    with patch("embedding.model.bert.linear_for", _sleeping(batch_seconds / (4 * model.layers))):
         embedder = Embedder(model.spec("fp32"), device="cpu", threads=lanes, folder=model.folder)
     lengths = np.array(_LENGTHS).repeat(lanes * _BATCHES_PER_LANE)
     ids = np.random.default_rng(0).integers(1000, 2000, int(lengths.sum()), np.int32)

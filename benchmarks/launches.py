@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from benchmarks.data import SHAPES
 from benchmarks.setting import Result, Setting
 from embedding.corpus.shard import shard_table
 from embedding.corpus.shards.parquet import PARQUET
@@ -32,7 +31,7 @@ def launch_stage(setting: Setting) -> Result:
     spec = setting.model.spec("fp32")
     windows = Windows(Tokenizer(spec, setting.model.folder), spec.max_tokens, TRUNCATE)
     texts = pa.array((setting.texts * -(-_ROWS // len(setting.texts)))[:_ROWS])
-    vectors = np.random.default_rng(0).standard_normal((len(texts), SHAPES[setting.model.name][1]), dtype=np.float32)
+    vectors = np.random.default_rng(0).standard_normal((len(texts), setting.model.width), dtype=np.float32)
     ids = pa.table({"id": np.arange(len(texts))})
     work: dict[str, Callable[[], object]] = {
         "tokenize": lambda: windows(texts.to_pylist()),

@@ -16,7 +16,7 @@ import numpy as np
 import tokenizers
 import torch
 
-from benchmarks.data import SHAPES, BenchModel
+from benchmarks.data import BenchModel
 from benchmarks.setting import Result, Setting, one_line
 from benchmarks.timing import interleave, rate, ratio
 from embedding.config import Precision
@@ -145,7 +145,7 @@ class _Products:
 
 def _products(model: BenchModel, rows: int, dtype: torch.dtype, device: torch.device) -> dict[str, _Products]:
     """By torch.mm and by the job's own choice where that is another; the faster is the rate of this machine."""
-    _, width, _ = SHAPES[model.name]
+    width = model.width
     shapes = [(width, width)] * 4 + [(width, 4 * width), (4 * width, width)]
     lefts = [torch.randn(rows, inner, device=device).to(dtype) for inner, _ in shapes]
     weights = [torch.randn(outer, inner, device=device).to(dtype) for inner, outer in shapes]
@@ -166,8 +166,7 @@ def write_stage(setting: Setting, scratch: Path) -> Result:
     from embedding.corpus.shards.parquet import PARQUET
     from embedding.corpus.storage import open_storage
 
-    dim = SHAPES[setting.model.name][1]
-    vectors = np.random.default_rng(0).standard_normal((20_000, dim), dtype=np.float32)
+    vectors = np.random.default_rng(0).standard_normal((20_000, setting.model.width), dtype=np.float32)
     copied = pa.table({"id": np.arange(len(vectors))})
     storage = open_storage(str(scratch / "written"))
     times = interleave(

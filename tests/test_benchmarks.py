@@ -7,16 +7,19 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
-from benchmarks import eight_bits, lanes, parity, scale
+from benchmarks import eight_bits, families, lanes, parity, peers, scale
 from benchmarks.bench import main, table
 from benchmarks.data import make_model, make_texts
 from benchmarks.planning import plan_stage
+from benchmarks.setting import Setting
 from benchmarks.timing import interleave, ratio
 from embedding.model.tokenizer import Tokenizer
 from tests.support import outputs
@@ -47,6 +50,36 @@ def test_the_quick_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert all(0 < each["longest"] <= each["seconds"] >= each["held_seconds"] for each in corpus["stages"]["launches"][name])
     assert min(corpus["stages"]["sharing"]["tokens_per_second"].values()) > 0
     assert table(found) in capsys.readouterr().out
+
+
+def test_families_beside_berts(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(layers: int, width: int) -> PreTrainedConfig:
+        raise ValueError(f"no {layers} layers of {width}")
+
+    monkeypatch.setitem(families.FAMILIES, "t5", fails)
+    words = ["--families", "qwen3", "mpnet", "t5", "--layers", "1", "--width", "128", "--lengths", "lognormal:8", "--tokens", "200"]
+    found = families.main([*words, "--rounds", "2", "--out", str(tmp_path / "families.json")])
+    assert json.loads((tmp_path / "families.json").read_text())["families"] == found["families"]
+    for family, manner in {"qwen3": "packed", "mpnet": "padded"}.items():
+        measured = found["families"][family]
+        assert measured["batches"].startswith(manner)
+        assert min(measured["worst_cosine_to_this_project"][name] for name in measured["ratio"]) > 0.9999
+        assert {"sentence-transformers", "transformers, padded"} <= measured["ratio"].keys()
+    assert found["families"]["t5"] == {"not_measured": "ValueError: no 1 layers of 128"}
+    printed = capsys.readouterr().out
+    assert "qwen3: " in printed
+    assert "t5: not measured: ValueError: no 1 layers of 128" in printed
+
+
+def test_a_peer_with_other_vectors_is_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(texts: list[str], rows: int) -> peers.Vectors:
+        return np.full((len(texts), 32), 1 / rows, np.float32)
+
+    monkeypatch.setattr(peers, "_peers", lambda *_: {"other": lambda: other})
+    model = make_model("tiny", tmp_path)
+    found = peers.peers_stage(Setting.of(model, ["one text", "and another"], "cpu", "fp32", 1, 1), tmp_path)
+    assert found["ratio"] == {}
+    assert "its vectors are others" in found["not_measured"]["other"]
 
 
 def test_the_plan_of_many_files(storage_root: str) -> None:
