@@ -58,7 +58,7 @@ FAMILIES: dict[str, Callable[[int, int], PreTrainedConfig]] = {
     "modernbert": lambda layers, width: ModernBertConfig(
         **_IDS | _encoder(layers, width) | {"intermediate_size": 3 * width // 2}, cls_token_id=2, sep_token_id=3
     ),
-    "mpnet": lambda layers, width: MPNetConfig(**_encoder(layers, width) | _AFTER_PADDING),
+    "mpnet": lambda layers, width: MPNetConfig(**_encoder(layers, width) | _AFTER_PADDING | {"pad_token_id": 1}),
     "nomic_bert": lambda layers, width: NomicBertConfig(**_encoder(layers, width)),
     "qwen3": lambda layers, width: Qwen3Config(
         **_IDS | _encoder(layers, width) | {"intermediate_size": 3 * width},

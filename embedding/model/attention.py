@@ -1,6 +1,6 @@
 """Attention over packed rows: a batch's rows lie one after another in one sequence, without padding."""
 
-# Shape suffixes: T packed tokens, H heads, G key and value heads, K head width.
+# Shape suffixes: T packed tokens, H heads, G key and value heads, K head width, S positions of a row.
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ def attend(
     scaling: float | None = None,
     causal: bool = False,
     window: int | None = None,
+    bias_HSS: Tensor | None = None,
 ) -> Tensor:
     """Attention of each token to the tokens of its own row: [T, H, K], contiguous; G divides H (grouped queries).
 
     `by_kernel` is what `has_kernel` says of these tensors. `scaling` is 1 / sqrt(K) unless given. `window` w lets token i see token j
-    where |i - j| < w.
+    where |i - j| < w. `bias_HSS`, in the type of the queries, is added to the scores; no kernel does that, and no window goes with it.
     """
-    attention = _by_kernel if by_kernel else _by_length
-    return attention(query_THK, key_TGK, value_TGK, rows, scaling, causal, window)
+    if by_kernel:
+        return _by_kernel(query_THK, key_TGK, value_TGK, rows, scaling, causal, window)
+    return _by_length(query_THK, key_TGK, value_TGK, rows, scaling, causal, window, bias_HSS)
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
@@ -83,7 +85,14 @@ def _kernel_groups_queries() -> bool:
 
 
 def _by_length(
-    query_THK: Tensor, key_TGK: Tensor, value_TGK: Tensor, rows: PackedRows, scaling: float | None, causal: bool, window: int | None
+    query_THK: Tensor,
+    key_TGK: Tensor,
+    value_TGK: Tensor,
+    rows: PackedRows,
+    scaling: float | None,
+    causal: bool,
+    window: int | None,
+    bias_HSS: Tensor | None,
 ) -> Tensor:
     """One ordinary attention per length: rows of equal length lie together, so that a reshape makes a batch of them.
 
@@ -100,7 +109,9 @@ def _by_length(
         query, key, value = (
             tensor[start:stop].view(count, length, -1, tensor.shape[-1]).transpose(1, 2) for tensor in (query_THK, key_TGK, value_TGK)
         )
-        mask = _window_mask(length, window, causal, query.device) if window is not None and length > window else None
+        mask = None if bias_HSS is None else bias_HSS[:, :length, :length].unsqueeze(0)
+        if window is not None and length > window:
+            mask = _window_mask(length, window, causal, query.device)
         attended = scaled_dot_product_attention(
             query, key, value, attn_mask=mask, scale=scaling, is_causal=causal and mask is None, enable_gqa=grouped
         )

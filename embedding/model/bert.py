@@ -1,6 +1,6 @@
 """The encoder of BERT and its relatives of the same layout, straight from their weights.
 
-BERT, RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT, and so MiniLM, BGE, E5 and most models that embed texts. It computes what
+BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT and MPNet, and so MiniLM, BGE, E5 and most models that embed texts. It computes what
 the classes of transformers compute (tests/model/test_families.py) on packed rows, with one matrix product for query, key and value;
 and a process that encodes with it need not load the half of transformers that trains and generates, which takes longer than torch itself.
 """
@@ -10,7 +10,7 @@ and a process that encodes with it need not load the half of transformers that t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,11 +25,14 @@ from embedding.model.attention import attend, has_kernel
 from embedding.model.compiling import compiled, manner_compiled
 from embedding.model.linear import Linear, filled, linear_for
 from embedding.model.packing import PackedBatch, PackedRows
+from embedding.model.relative import relative_bias
 from embedding.model.spec import POSITIONS_FOLLOW_PADDING, ModelSpec
 
 _ACTIVATIONS: Final[dict[str, Callable[[Linear, Tensor], Tensor]]] = {"gelu": lambda up, x: up.gelu(x), "relu": lambda up, x: relu(up(x))}
 """Of the feed-forward's first product."""
 _DISTILBERT_EPS: Final = 1e-12
+_MPNET_PADDING: Final = 1
+"""Of its positions, whatever the configuration says. Only on a CPU, as a GPU would launch an attention for each length of a row."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,14 @@ _BERT: Final = _Names(
     down="output.dense",
     norm="output.LayerNorm",
 )
+_MPNET: Final = replace(
+    _BERT,
+    query="attention.attn.q",
+    key="attention.attn.k",
+    value="attention.attn.v",
+    attended="attention.attn.o",
+    attended_norm="attention.LayerNorm",
+)
 _FAMILIES: Final = {
     **dict.fromkeys(["bert", "roberta", "xlm-roberta", "camembert"], _BERT),
     "distilbert": _Names(
@@ -71,6 +82,7 @@ _FAMILIES: Final = {
         down="ffn.lin2",
         norm="output_layer_norm",
     ),
+    "mpnet": _MPNET,
 }
 
 
@@ -104,11 +116,11 @@ def read_bert(spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.
     """The encoder with its matrices in `dtype`; None where the model is not exactly of this layout, in its configuration or weights."""
     path = folder / spec.transformer_path
     config = AutoConfig.from_pretrained(path, trust_remote_code=spec.trust_remote_code)
-    if not _is_of_the_layout(config):
+    if not _is_of_the_layout(config, device):
         return None
     try:
         tensors = _tensors(spec, folder)
-        module = _Bert(tensors, _FAMILIES[config.model_type], config, dtype, device)
+        module = _Bert(_Weights(tensors, device), _FAMILIES[config.model_type], config, dtype, spec.max_tokens)
     except (StopIteration, KeyError, ValueError, SafetensorError):  # transformers says better what is wrong with them
         return None
     padding_offset = config.pad_token_id + 1 if config.model_type in POSITIONS_FOLLOW_PADDING else None
@@ -120,8 +132,8 @@ def read_bert(spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.
     return encoder
 
 
-def _is_of_the_layout(config: Any) -> bool:
-    """Whether nothing in the configuration asks for what is not done here."""
+def _is_of_the_layout(config: Any, device: torch.device) -> bool:
+    """Whether nothing in the configuration asks for what is not done here, on this device."""
     odd = ("auto_map", "quantization_config", "is_decoder", "add_cross_attention", "pruned_heads", "sinusoidal_pos_embds")
     return (
         config.model_type in _FAMILIES
@@ -129,6 +141,7 @@ def _is_of_the_layout(config: Any) -> bool:
         and getattr(config, "position_embedding_type", "absolute") in ("absolute", None)
         and config.hidden_size % config.num_attention_heads == 0
         and (config.model_type not in POSITIONS_FOLLOW_PADDING or isinstance(config.pad_token_id, int))
+        and (config.model_type != "mpnet" or (device.type == "cpu" and config.pad_token_id == _MPNET_PADDING))
         and not any(getattr(config, name, None) for name in odd)
     )
 
@@ -191,7 +204,17 @@ class _Layer(nn.Module):
     What lies between the products has their type, where autocast would keep float32: docs/architecture.md says why.
     """
 
-    def __init__(self, weights: _Weights, names: _Names, number: int, config: Any, dtype: torch.dtype, *, by_kernel: bool) -> None:
+    def __init__(
+        self,
+        weights: _Weights,
+        names: _Names,
+        number: int,
+        config: Any,
+        dtype: torch.dtype,
+        *,
+        by_kernel: bool,
+        bias_HSS: Tensor | None,
+    ) -> None:
         super().__init__()
         at = {part: f"{names.layer}.{number}.{name}" for part, name in vars(names).items()}
         width, eps = config.hidden_size, _eps(config)
@@ -203,13 +226,14 @@ class _Layer(nn.Module):
         self.attended_norm, self.norm = (_Norm(*weights.affine(at[part], shape=(width,)), eps) for part in ("attended_norm", "norm"))
         self.heads = config.num_attention_heads
         self.by_kernel = by_kernel
+        self.bias_HSS = bias_HSS
         self.activation = _ACTIVATIONS[_activation(config)]
 
     def forward(self, hidden_TD: Tensor, rows: PackedRows) -> Tensor:
         tokens, width = hidden_TD.shape
         query_THK, key_THK, value_THK = self.query_key_value(hidden_TD).view(tokens, 3, self.heads, -1).unbind(1)
-        attended_TD = attend(query_THK, key_THK, value_THK, rows, by_kernel=self.by_kernel).view(tokens, width)
-        hidden_TD = self.attended_norm(self.attended.added(attended_TD, hidden_TD))
+        attended_THK = attend(query_THK, key_THK, value_THK, rows, by_kernel=self.by_kernel, bias_HSS=self.bias_HSS)
+        hidden_TD = self.attended_norm(self.attended.added(attended_THK.view(tokens, width), hidden_TD))
         inner_TF = self.activation(self.up, hidden_TD)
         return self.norm(self.down.added(inner_TF, hidden_TD))  # type: ignore[no-any-return]
 
@@ -222,7 +246,7 @@ class _Embeddings(nn.Module):
         tensors, device, width = weights.tensors, weights.device, config.hidden_size
         self.words = nn.Buffer(tensors["embeddings.word_embeddings.weight"].to(device))
         positions = tensors["embeddings.position_embeddings.weight"]
-        if config.model_type != "distilbert":  # all tokens are of the first type
+        if config.model_type not in ("distilbert", "mpnet"):  # all tokens are of the first type
             positions = positions + tensors["embeddings.token_type_embeddings.weight"][0]
         self.positions = nn.Buffer(positions.to(device))
         if self.words.shape != (config.vocab_size, width) or self.positions.shape[1] != width:
@@ -238,14 +262,18 @@ class _Embeddings(nn.Module):
 class _Bert(nn.Module):
     """Embeddings and layers."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], names: _Names, config: Any, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, weights: _Weights, names: _Names, config: Any, dtype: torch.dtype, max_tokens: int) -> None:
         super().__init__()
-        weights = _Weights(tensors, device)
         self.embeddings = _Embeddings(weights, config, dtype)
         self.dtype = dtype
-        self.by_kernel = has_kernel(device, dtype, config.hidden_size // config.num_attention_heads)
-        numbers = range(config.num_hidden_layers)
-        self.layers = nn.ModuleList(_Layer(weights, names, number, config, dtype, by_kernel=self.by_kernel) for number in numbers)
+        self.by_kernel = has_kernel(weights.device, dtype, config.hidden_size // config.num_attention_heads)
+        bias_HSS = None
+        if config.model_type == "mpnet":
+            bias_HSS = relative_bias(weights.tensors["encoder.relative_attention_bias.weight"].to(dtype), max_tokens)
+        self.layers = nn.ModuleList(
+            _Layer(weights, names, number, config, dtype, by_kernel=self.by_kernel, bias_HSS=bias_HSS)
+            for number in range(config.num_hidden_layers)
+        )
         self.run_compiled(False)
 
     def run_compiled(self, on: bool) -> None:

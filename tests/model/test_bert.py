@@ -14,14 +14,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
 from embedding.errors import ModelError
 from embedding.model.bert import read_bert
 from embedding.model.embedder import Embedder
+from embedding.model.relative import relative_bias
 from tests.model.test_families import plain_vectors, worst_cosine
 from tests.model.tiny import FAMILIES, TEXTS, save_model, spec_of, write_json
 
-OWN = {"bert", "distilbert", "roberta", "xlm-roberta"}
+OWN = {"bert", "distilbert", "mpnet", "roberta", "xlm-roberta"}
 
 
 def runs_on_own(folder: Path, **options: Any) -> bool:
@@ -65,6 +67,31 @@ def test_a_configuration_that_asks_for_more_is_left_to_transformers(
 )
 def test_what_bert_can_also_be(changes: dict[str, Any], tmp_path: Path) -> None:
     assert not runs_on_own(configure(save_model(tmp_path, "bert"), **changes))
+
+
+def test_mpnet_on_a_gpu_and_with_other_padding_is_left_to_transformers(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, "mpnet")
+    assert read_bert(spec_of(folder), folder, torch.device("cuda"), torch.float16) is None
+    assert not runs_on_own(configure(folder, pad_token_id=0))
+
+
+def test_a_table_of_relative_positions_of_another_size_is_left_to_transformers(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, "mpnet")
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    name = "encoder.relative_attention_bias.weight"
+    save_file(tensors | {name: torch.cat([tensors[name], tensors[name]])}, file, metadata={"format": "pt"})
+    configure(folder, relative_attention_num_buckets=64)
+    assert not runs_on_own(folder)
+    assert worst_cosine(vectors(folder), plain_vectors(folder, TEXTS, spec_of(folder).max_tokens)) > 0.99999
+
+
+def test_the_bias_is_that_of_transformers_at_every_distance() -> None:
+    table_BH, positions = torch.randn(32, 3, generator=torch.Generator().manual_seed(0)), 600
+    distance = torch.arange(positions)[None, :] - torch.arange(positions)[:, None]
+    buckets = MPNetEncoder.relative_position_bucket(distance)
+    assert len(buckets.unique()) == 31  # no key that comes later has the distance 0
+    torch.testing.assert_close(relative_bias(table_BH, positions), table_BH[buckets].permute(2, 0, 1), rtol=0, atol=0)
 
 
 def renamed(folder: Path, new_name: Callable[[str], str]) -> None:
@@ -113,6 +140,7 @@ import sys
 from pathlib import Path
 from embedding.config import JobConfig
 from embedding.model.embedder import Embedder
+from embedding.model.relative import relative_bias
 from embedding.model.spec import resolve_model
 spec = resolve_model(JobConfig.build(input=("x",), output="y", model=sys.argv[1]), precision="fp32")
 embedder = Embedder(spec)

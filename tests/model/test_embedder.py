@@ -140,10 +140,10 @@ def test_tokens_go_with_their_unit(folder: Path) -> None:
 
 
 def test_a_model_that_cannot_run_packed_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = save_model(tmp_path, "mpnet")
+    folder = save_model(tmp_path, "t5")
     embedder = Embedder(spec_of(folder))
     assert not embedder.packed
-    assert caplog.text.count("runs padded: the mpnet classes") == 1
+    assert caplog.text.count("runs padded: the t5 classes") == 1
     assert embedder.description["batches"].startswith("padded: ")
     result = embedder.embed(embedder.tokenize(["a", "one two three four"]), 1000)
     assert result.padding_tokens > 0

@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTo
 from embedding.model.embedder import Embedder
 from tests.model.tiny import FAMILIES, TEXTS, save_model, spec_of
 
-NOT_PACKABLE = {"mpnet", "t5"}
-"""Both add a bias for relative positions to the attention scores."""
+NOT_PACKABLE = {"t5"}
+"""It adds a bias for relative positions to the attention scores."""
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

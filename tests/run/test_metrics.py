@@ -64,7 +64,7 @@ def shown(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> 
     data = damaged.read_bytes()
     damaged.write_bytes(data[:40] + b"\xff" * 60 + data[100:])
     output = str(folder / "résultats 100%")
-    named = ["--input", source, "--output", output, "--model", str(save_model(folder / "model", "mpnet")), "--max-tokens", "24"]
+    named = ["--input", source, "--output", output, "--model", str(save_model(folder / "model", "t5")), "--max-tokens", "24"]
     # in a process of its own: Ray counts double in one that connects to it again and again
     summary = run_job(*named, "--unit-rows", "10", env=ray_cluster.environment(), check=3).summary
     with pytest.MonkeyPatch.context() as patch:
@@ -104,8 +104,9 @@ def test_the_values_are_those_of_the_summary(shown: Shown) -> None:
     records = outputs.control(shown.output, "records")
     assert shown.value("padding_tokens_total") == sum(records["padding"].to_pylist()) > 0
     assert shown.value("shard_bytes_total") == sum(len(data) for data in outputs.shards(shown.output).values())
-    for stage in ("read", "tokenize", "wait", "encode", "write"):
-        assert shown.value("stage_seconds_total", stage=stage) == pytest.approx(sum(records[f"{stage}_seconds"].to_pylist()))
+    spent = {stage: sum(records[f"{stage}_seconds"].to_pylist()) for stage in ("read", "tokenize", "wait", "encode", "write")}
+    for stage in [stage for stage, seconds in spent.items() if seconds or stage != "wait"]:  # the device may never have been busy
+        assert shown.value("stage_seconds_total", stage=stage) == pytest.approx(spent[stage])
     assert [shown.value(f"pending_{what}") for what in ("rows", "units", "tokens")] == [0, 0, 0]
     assert shown.value("workers") == len(set(records["worker"].to_pylist()) - {""})
 

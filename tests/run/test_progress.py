@@ -36,7 +36,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
     folder = tmp_path_factory.mktemp("terminal")
     source = corpora.plain(rows=ROWS, files=1, row_group_rows=500).write(folder / "in")
     options = ["--max-tokens", "16", "--unit-rows", "10", "--id-column", "id"]
-    return [sys.executable, SCRIPT, "--input", source, "--model", save_model(folder / "model", "mpnet"), *options]
+    return [sys.executable, SCRIPT, "--input", source, "--model", save_model(folder / "model", "t5"), *options]
 
 
 def count(lines: list[str], pattern: str) -> int:
