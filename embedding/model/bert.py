@@ -5,7 +5,7 @@ the classes of transformers compute (tests/model/test_families.py) on packed row
 and a process that encodes with it need not load the half of transformers that trains and generates, which takes longer than torch itself.
 """
 
-# Shape suffixes: T packed tokens, H heads, K head width, D width, F width of the feed-forward.
+# Shape suffixes: T packed tokens, H heads, K head width, D width, F width of the feed-forward, S positions of a row.
 
 from __future__ import annotations
 

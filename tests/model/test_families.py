@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,14 @@ def test_vectors_are_those_of_plain_transformers(folder: Path) -> None:
     assert embedder.packed == (spec.model_type not in NOT_PACKABLE)
     assert worst_cosine(found, plain_vectors(folder, TEXTS, spec.max_tokens)) > 0.99999
     assert set(tokens.truncated) == {False, True}
+
+
+def test_half_precision_is_near(folder: Path) -> None:
+    spec = spec_of(folder)
+    exact, near = (Embedder(each) for each in (spec, replace(spec, precision="bf16")))
+    tokens = exact.tokenize(TEXTS)
+    assert near.packed == exact.packed
+    assert 0.998 < worst_cosine(exact.embed(tokens, 1000).vectors_RD, near.embed(tokens, 1000).vectors_RD) < 0.9999999
 
 
 def test_batches_do_not_change_vectors(folder: Path) -> None:
