@@ -61,14 +61,6 @@ _BERT: Final = _Names(
     down="output.dense",
     norm="output.LayerNorm",
 )
-_MPNET: Final = replace(
-    _BERT,
-    query="attention.attn.q",
-    key="attention.attn.k",
-    value="attention.attn.v",
-    attended="attention.attn.o",
-    attended_norm="attention.LayerNorm",
-)
 _FAMILIES: Final = {
     **dict.fromkeys(["bert", "roberta", "xlm-roberta", "camembert"], _BERT),
     "distilbert": _Names(
@@ -82,7 +74,14 @@ _FAMILIES: Final = {
         down="ffn.lin2",
         norm="output_layer_norm",
     ),
-    "mpnet": _MPNET,
+    "mpnet": replace(
+        _BERT,
+        query="attention.attn.q",
+        key="attention.attn.k",
+        value="attention.attn.v",
+        attended="attention.attn.o",
+        attended_norm="attention.LayerNorm",
+    ),
 }
 
 
