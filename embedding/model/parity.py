@@ -12,8 +12,12 @@ from torch import Tensor
 
 from embedding.model.packing import PackedBatch, pack
 
-_LENGTHS = (160, 17, 17, 3, 1)
-"""The longest is above the sliding window of ModernBERT."""
+_LENGTHS: Final = (17, 17, 3, 1)
+_LONGEST: Final = range(160, 513)
+"""What the longest row may have: as many tokens as show a sliding window, if those are not too many to try. ModernBERT's is 64 wide,
+EmbeddingGemma's 257.
+"""
+_BEYOND_THE_WINDOW: Final = 32
 _TOLERANCES: Final = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.3}
 """Largest relative difference of a token's hidden state. Rounding stays a hundred times below in fp32; of half precision it is some
 hundredths itself, and only a kernel that does something else is above.
@@ -22,7 +26,9 @@ hundredths itself, and only a kernel that does something else is above.
 
 def probe_batch(config: Any, max_tokens: int, device: torch.device, tokens: int = 1) -> PackedBatch:
     """Rows of some lengths with tokens of a model's vocabulary, by its configuration, so many at least; always the same."""
-    lengths = np.minimum(np.array(_LENGTHS, dtype=np.int64), max_tokens)
+    beyond = (getattr(config, "sliding_window", None) or 0) + _BEYOND_THE_WINDOW
+    longest = beyond if beyond in _LONGEST else _LONGEST.start
+    lengths = np.minimum(np.array([longest, *_LENGTHS], dtype=np.int64), max_tokens)
     lengths = lengths.repeat(-(-tokens // int(lengths.sum())))
     vocabulary = [token for token in range(min(config.vocab_size, 1000)) if token != config.pad_token_id]
     ids = np.random.default_rng(0).choice(np.array(vocabulary, dtype=np.int32), int(lengths.sum()))

@@ -99,7 +99,7 @@ def test_one_piece_of_code_runs_all_layers_and_batches(compiler: str, tmp_path: 
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)
-@pytest.mark.parametrize(("family", "kinds"), [("electra", 1), ("modernbert", 3), ("qwen3", 1)])
+@pytest.mark.parametrize(("family", "kinds"), [("electra", 1), ("modernbert", 3), ("qwen3", 1), ("gemma3_text", 2)])
 def test_other_architectures_are_compiled_too(
     family: str, kinds: int, compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer, Gemma3TextConfig
 
 from embedding.model.embedder import Embedder
+from embedding.model.parity import probe_batch
 from tests.model.tiny import FAMILIES, TEXTS, save_model, spec_of
 
 NOT_PACKABLE = {"t5"}
@@ -51,6 +52,13 @@ def test_vectors_are_those_of_plain_transformers(folder: Path) -> None:
     assert embedder.packed == (spec.model_type not in NOT_PACKABLE)
     assert worst_cosine(found, plain_vectors(folder, TEXTS, spec.max_tokens)) > 0.99999
     assert set(tokens.truncated) == {False, True}
+
+
+@pytest.mark.parametrize(("window", "longest"), [(None, 160), (64, 160), (257, 289), (4096, 160)])
+def test_the_rows_that_are_compared_show_a_sliding_window(window: int | None, longest: int) -> None:
+    config = Gemma3TextConfig(vocab_size=50, sliding_window=window)
+    assert probe_batch(config, 2048, torch.device("cpu")).lengths.tolist() == [longest, 17, 17, 3, 1]
+    assert probe_batch(config, 10, torch.device("cpu")).lengths.tolist() == [10, 10, 10, 3, 1]
 
 
 def test_half_precision_is_near(folder: Path) -> None:

@@ -17,6 +17,8 @@ from transformers import (
     BertConfig,
     DistilBertConfig,
     ElectraConfig,
+    Gemma3TextConfig,
+    MistralConfig,
     ModernBertConfig,
     MPNetConfig,
     NomicBertConfig,
@@ -109,7 +111,8 @@ _BERT_LIKE: dict[str, Any] = {
     "max_position_embeddings": POSITIONS,
     "initializer_range": 0.3,  # large, so that each token's vector depends on the others and on its position
 }
-_AFTER_PADDING: dict[str, Any] = {"max_position_embeddings": POSITIONS + 2, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+_IDS: dict[str, Any] = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+_AFTER_PADDING: dict[str, Any] = {"max_position_embeddings": POSITIONS + 2, **_IDS}
 
 FAMILIES: dict[str, tuple[str, Callable[[], PreTrainedConfig]]] = {
     "bert": ("wordpiece", lambda: BertConfig(**_BERT_LIKE)),
@@ -140,7 +143,21 @@ FAMILIES: dict[str, tuple[str, Callable[[], PreTrainedConfig]]] = {
     "nomic_bert": ("wordpiece", lambda: NomicBertConfig(**_BERT_LIKE)),
     "qwen3": (
         "bpe",
-        lambda: Qwen3Config(**_BERT_LIKE, num_key_value_heads=2, head_dim=8, pad_token_id=1, bos_token_id=0, eos_token_id=2),
+        lambda: Qwen3Config(**_BERT_LIKE, **_IDS, num_key_value_heads=2, head_dim=8),
+    ),
+    "mistral": ("bpe", lambda: MistralConfig(**_BERT_LIKE, **_IDS, num_key_value_heads=2, sliding_window=16)),
+    "gemma3_text": (
+        "bpe",
+        lambda: Gemma3TextConfig(
+            **_BERT_LIKE,
+            **_IDS,
+            num_key_value_heads=1,
+            head_dim=16,
+            query_pre_attn_scalar=16,
+            use_bidirectional_attention=True,  # as EmbeddingGemma
+            sliding_window=32,
+            layer_types=["sliding_attention", "full_attention"],
+        ),
     ),
     "t5": (
         "unigram",
