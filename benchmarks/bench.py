@@ -43,19 +43,13 @@ _TOKENIZED_TOKENS = 400_000
 def main(words: Sequence[str] | None = None) -> Result:
     """Run what the command line asks for."""
     options = _options(words)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    warnings.simplefilter("ignore")  # the exporter and the peers warn of their own internals
+    quiet()
     started = time.time()
     with tempfile.TemporaryDirectory() as scratch:
         model = make_model(options.model, Path(scratch))
         found: Result = {
-            "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(started)),
-            "command": " ".join(words if words is not None else sys.argv[1:]),
+            **circumstances(words, options),
             "model": {"name": model.name, "weights": model.weights, "layers, width, heads": (model.layers, model.width, model.heads)},
-            "hardware": hardware(options.device, options.threads) | {"note": options.note},
-            "versions": versions(),
-            "rounds": options.rounds,
             "corpora": {},
         }
         for lengths in options.lengths:
@@ -68,8 +62,26 @@ def main(words: Sequence[str] | None = None) -> Result:
     return found
 
 
+def quiet() -> None:
+    """Silence the libraries."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.simplefilter("ignore")  # the exporter and the peers warn of their own internals
+
+
+def circumstances(words: Sequence[str] | None, options: argparse.Namespace) -> Result:
+    """What a result says of its run: when, by which command, where, with what."""
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "command": " ".join(words if words is not None else sys.argv[1:]),
+        "hardware": hardware(options.device, options.threads) | {"note": options.note},
+        "versions": versions(),
+        "rounds": options.rounds,
+    }
+
+
 def save(found: Result, out: Path | None) -> None:
-    """After each stage: a run that is ended has measured something."""
+    """Write what is known; after each stage, so that a run that is ended has measured something."""
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(found, indent=1) + "\n")
@@ -105,17 +117,12 @@ def _measure(lengths: str, model: BenchModel, options: argparse.Namespace, scrat
 
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    add_shared_options(parser)
     parser.add_argument("--model", choices=get_args(ModelName), default="minilm", help="tiny is for the tests, narrow for benchmarks.lanes")
     parser.add_argument("--lengths", nargs="+", help="demo, lognormal:MEDIAN or uniform:LOW-HIGH, in tokens")
     parser.add_argument("--precision", nargs="+", choices=get_args(Precision), help="the first is compared with the peers")
-    parser.add_argument("--tokens", type=int, help="size of each corpus")
-    parser.add_argument("--rounds", type=int, help="times that each contestant runs")
     parser.add_argument("--stages", nargs="+", choices=STAGES)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads of torch and ONNX Runtime")
     parser.add_argument("--quick", action="store_true", help="small corpora and few rounds: to see it work, not to quote")
-    parser.add_argument("--note", default="", help="kept in the result, such as what else ran on the machine")
-    parser.add_argument("--out", type=Path, help="where the JSON goes")
     options = parser.parse_args(words)
     cuda = options.device == "cuda"
     options.lengths = options.lengths or (["uniform:50-300", "lognormal:50"] if cuda else ["demo", "lognormal:32"])
@@ -124,6 +131,16 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     options.rounds = options.rounds or (2 if options.quick else 5)
     options.stages = options.stages or [stage for stage in STAGES if cuda or stage not in _ON_GPUS]
     return options
+
+
+def add_shared_options(parser: argparse.ArgumentParser) -> None:
+    """Those of every comparison of encoders."""
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--tokens", type=int, help="size of each corpus")
+    parser.add_argument("--rounds", type=int, help="times that each contestant runs")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads of torch and ONNX Runtime")
+    parser.add_argument("--note", default="", help="kept in the result, such as what else ran on the machine")
+    parser.add_argument("--out", type=Path, help="where the JSON goes")
 
 
 def hardware(device: str, threads: int) -> Result:

@@ -9,7 +9,6 @@ The best that can be done without training, a scale for each token and for each 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import tempfile
@@ -25,7 +24,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from benchmarks.bench import hardware, versions
+from benchmarks.bench import hardware, save, versions
 from benchmarks.data import BenchModel, make_model
 from benchmarks.setting import Result
 from embedding.config import Precision
@@ -69,8 +68,7 @@ def main(words: Sequence[str] | None = None) -> Result:
     for name, kept in found["cosine with fp32"].items():
         line = ", ".join(f"{part} {cosine:.4f}" for part, cosine in kept.items())
         sys.stdout.write(f"{name}: {line}{'' if kept['least'] >= LEAST_COSINE else f', below {LEAST_COSINE}'}\n")
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    save(found, options.out)
     return found
 
 

@@ -10,15 +10,12 @@ import gc
 import os
 import sys
 import tempfile
-import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
-    AutoModel,
     DistilBertConfig,
     ElectraConfig,
     ModernBertConfig,
@@ -27,15 +24,14 @@ from transformers import (
     PreTrainedConfig,
     Qwen3Config,
     T5Config,
-    T5EncoderModel,
     XLMRobertaConfig,
 )
-from transformers.utils import logging as transformers_logging
 
-from benchmarks.bench import hardware, save, versions
+from benchmarks.bench import add_shared_options, circumstances, quiet, save
 from benchmarks.data import VOCABULARY, BenchModel, give_tokenizer, make_texts
 from benchmarks.peers import OURS, peers_stage
 from benchmarks.setting import Result, Setting, one_line
+from embedding.model.generic import auto_class_of
 
 _MAX_TOKENS = 512
 _HEAD_WIDTH = 64
@@ -83,16 +79,10 @@ FAMILIES: dict[str, Callable[[int, int], PreTrainedConfig]] = {
 def main(words: Sequence[str] | None = None) -> Result:
     """Run what the command line asks for."""
     options = _options(words)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    warnings.simplefilter("ignore")  # the exporter and the peers warn of their own internals
+    quiet()
     found: Result = {
-        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "command": " ".join(words if words is not None else sys.argv[1:]),
+        **circumstances(words, options),
         "model": {"weights": "random", "layers, width, heads": (options.layers, options.width, options.width // _HEAD_WIDTH)},
-        "hardware": hardware(options.device, options.threads) | {"note": options.note},
-        "versions": versions(),
-        "rounds": options.rounds,
         "lengths": options.lengths,
         "families": {},
     }
@@ -123,8 +113,7 @@ def make_family(family: str, layers: int, width: int, scratch: Path) -> BenchMod
     """A folder with random weights."""
     torch.manual_seed(0)
     config = FAMILIES[family](layers, width)
-    model = T5EncoderModel(config) if isinstance(config, T5Config) else AutoModel.from_config(config)
-    model.save_pretrained(scratch / family)
+    auto_class_of(config).from_config(config).save_pretrained(scratch / family)
     give_tokenizer(scratch / family)
     return BenchModel(family, scratch / family, _MAX_TOKENS, layers, width, width // _HEAD_WIDTH)
 
@@ -139,17 +128,12 @@ def _line(measured: Result) -> str:
 
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.families", description=__doc__)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    add_shared_options(parser)
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--layers", type=int)
     parser.add_argument("--width", type=int, help=f"of a token, a multiple of {2 * _HEAD_WIDTH}")
     parser.add_argument("--lengths", help="demo, lognormal:MEDIAN or uniform:LOW-HIGH, in tokens")
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"])
-    parser.add_argument("--tokens", type=int, help="size of the corpus")
-    parser.add_argument("--rounds", type=int, default=5, help="times that each contestant runs")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads of torch and ONNX Runtime")
-    parser.add_argument("--note", default="", help="kept in the result, such as what else ran on the machine")
-    parser.add_argument("--out", type=Path, help="where the JSON goes")
     options = parser.parse_args(words)
     cuda = options.device == "cuda"
     options.layers = options.layers or (12 if cuda else 6)
@@ -157,6 +141,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     options.lengths = options.lengths or ("uniform:50-300" if cuda else "lognormal:32")
     options.precision = options.precision or ("bf16" if cuda else "fp32")
     options.tokens = options.tokens or (1_000_000 if cuda else 8_000)
+    options.rounds = options.rounds or 5
     return options
 
 

@@ -7,7 +7,6 @@ sleep as long as a core would compute; all else is the job's own encoder, so nar
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from unittest.mock import patch
 import numpy as np
 from torch import Tensor
 
-from benchmarks.bench import hardware, versions
+from benchmarks.bench import hardware, save, versions
 from benchmarks.data import BenchModel, make_model
 from benchmarks.setting import Result
 from embedding.model.batching import offsets_of
@@ -46,8 +45,7 @@ def main(words: Sequence[str] | None = None) -> Result:
         for lanes in options.lanes:
             found["lanes"][lanes] = busy = [_share_of_products(model, lanes, options.batch_seconds) for _ in range(options.rounds)]
             sys.stdout.write(f"{lanes} lanes: {np.median(busy):.0%} of the time in products\n")
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    save(found, options.out)
     return found
 
 

@@ -14,8 +14,7 @@ import numpy.typing as npt
 import tokenizers
 import torch
 from torch.nn.functional import normalize
-from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
-from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+from transformers import AutoConfig
 
 from benchmarks.data import BenchModel
 from benchmarks.setting import Result, Setting, one_line
@@ -23,6 +22,7 @@ from benchmarks.timing import interleave, rate, ratio
 from embedding.config import Precision
 from embedding.model.embedder import Embedder
 from embedding.model.encoder import DTYPES
+from embedding.model.generic import auto_class_of
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
 Embed: TypeAlias = Callable[[list[str], int], Vectors]
@@ -141,9 +141,8 @@ def _padded(model: BenchModel, device: str, precision: Precision) -> Embed:
 
 
 def _transformer(model: BenchModel, dtype: torch.dtype) -> torch.nn.Module:
-    """With the attention of torch, where the classes know it; of an encoder-decoder, the encoder."""
-    config = AutoConfig.from_pretrained(model.folder)
-    auto_class = AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
+    """With the attention of torch, where the classes know it."""
+    auto_class = auto_class_of(AutoConfig.from_pretrained(model.folder))
     loaded: torch.nn.Module = auto_class.from_pretrained(model.folder, dtype=dtype)
     return loaded.eval()
 

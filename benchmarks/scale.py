@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.bench import hardware, versions
+from benchmarks.bench import hardware, save, versions
 from benchmarks.feeding import begin_stage, efficiency_stage, memory_stage, rate_stage, tail_stage
 from benchmarks.planning import plan_stage
 from benchmarks.setting import Result
@@ -47,9 +46,7 @@ def main(words: Sequence[str] | None = None) -> Result:
             "stages": {name: stages[name]() for name in options.stages},
         }
     sys.stdout.write(table(found) + "\n")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    save(found, options.out)
     return found
 
 

@@ -37,6 +37,7 @@ def attend(
     where |i - j| < w. `bias_HSS`, in the type of the queries, is added to the scores; no kernel does that, and no window goes with it.
     """
     if by_kernel:
+        assert bias_HSS is None
         return _by_kernel(query_THK, key_TGK, value_TGK, rows, scaling, causal, window)
     return _by_length(query_THK, key_TGK, value_TGK, rows, scaling, causal, window, bias_HSS)
 

@@ -32,7 +32,7 @@ _ACTIVATIONS: Final[dict[str, Callable[[Linear, Tensor], Tensor]]] = {"gelu": la
 """Of the feed-forward's first product."""
 _DISTILBERT_EPS: Final = 1e-12
 _MPNET_PADDING: Final = 1
-"""Of its positions, whatever the configuration says. Only on a CPU, as a GPU would launch an attention for each length of a row."""
+"""Of its positions, whatever the configuration says."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,10 @@ def read_bert(spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.
 
 
 def _is_of_the_layout(config: Any, device: torch.device) -> bool:
-    """Whether nothing in the configuration asks for what is not done here, on this device."""
+    """Whether nothing in the configuration asks for what is not done here, on this device.
+
+    MPNet is left alone on a GPU, which would launch an attention for each length of a row.
+    """
     odd = ("auto_map", "quantization_config", "is_decoder", "add_cross_attention", "pruned_heads", "sinusoidal_pos_embds")
     return (
         config.model_type in _FAMILIES

@@ -159,10 +159,8 @@ def _load(spec: ModelSpec, folder: Path) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(path, trust_remote_code=spec.trust_remote_code)
     if hasattr(config, "use_cache"):
         config.use_cache = False
-    # Both give the same classes, but for encoder-decoders such as T5 the first gives the encoder.
-    auto_class = AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
     try:
-        model, info = auto_class.from_pretrained(
+        model, info = auto_class_of(config).from_pretrained(
             path,
             config=config,
             dtype=torch.float32,
@@ -179,6 +177,11 @@ def _load(spec: ModelSpec, folder: Path) -> PreTrainedModel:
             f"model {spec.source.name!r} has no weights for {missing[0]}{more}; use a model with the weights of the whole encoder"
         )
     return model.eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def auto_class_of(config: Any) -> Any:
+    """What loads such a model: both give the same classes, but of an encoder-decoder such as T5 the first gives the encoder."""
+    return AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
 
 
 def _head_width(config: Any) -> int:

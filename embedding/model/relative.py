@@ -10,7 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-BUCKETS: Final = 32
+_BUCKETS: Final = 32
 _FARTHEST: Final = 128
 """Tokens that lie farther apart share the last bucket of their direction."""
 
@@ -21,15 +21,15 @@ def relative_bias(table_BH: Tensor, positions: int) -> Tensor:
     Raises:
         ValueError: the table has not one row for each bucket.
     """
-    if len(table_BH) != BUCKETS:
-        raise ValueError(f"the table of relative positions has {len(table_BH)} rows, not {BUCKETS}")
+    if len(table_BH) != _BUCKETS:
+        raise ValueError(f"the table of relative positions has {len(table_BH)} rows, not {_BUCKETS}")
     position = torch.arange(positions)
     return table_BH[_buckets(position[None, :] - position[:, None])].permute(2, 0, 1).contiguous()
 
 
 def _buckets(distance_SS: Tensor) -> Tensor:
     """Half of the buckets for keys that come later; of each half, a bucket for each short distance, then ever wider ones."""
-    half = BUCKETS // 2
+    half = _BUCKETS // 2
     exact = half // 2
     far_SS = distance_SS.abs()
     wide_SS = exact + (torch.log(far_SS.clamp(min=1).float() / exact) / math.log(_FARTHEST / exact) * (half - exact)).long()

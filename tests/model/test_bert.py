@@ -140,7 +140,6 @@ import sys
 from pathlib import Path
 from embedding.config import JobConfig
 from embedding.model.embedder import Embedder
-from embedding.model.relative import relative_bias
 from embedding.model.spec import resolve_model
 spec = resolve_model(JobConfig.build(input=("x",), output="y", model=sys.argv[1]), precision="fp32")
 embedder = Embedder(spec)
