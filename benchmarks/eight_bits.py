@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench import hardware, save, versions
-from benchmarks.data import BenchModel, make_model
+from benchmarks.data import BenchModel, find_model
 from benchmarks.setting import Result
 from embedding.config import Precision
 from embedding.model.embedder import Embedder
@@ -41,10 +41,11 @@ _LEAST_SCALE = 1e-12
 def main(words: Sequence[str] | None = None) -> Result:
     """Run what the command line asks for."""
     options = _options(words)
-    distinct = {text: None for file in options.corpus for text in pq.read_table(file, columns=["text"])["text"].to_pylist() if text}
-    texts = random.Random(0).sample(list(distinct), min(options.rows, len(distinct)))
     with tempfile.TemporaryDirectory() as scratch:
-        model = make_model(options.model, Path(scratch))
+        model = find_model(options.model, Path(scratch))
+        if not model.like_bert:
+            raise SystemExit(f"{model.name} has other products than BERT, and its encoder is not the one that is tried here")
+        texts = _texts(options.corpus, options.rows)
         exact = _vectors(model, "fp32", texts)
         found: Result = {
             "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -122,6 +123,11 @@ class _Int8Linear(Linear):
         return int8_product(x, self.weight, self.bias)
 
 
+def _texts(files: Sequence[Path], most: int) -> list[str]:
+    distinct = {text: None for file in files for text in pq.read_table(file, columns=["text"])["text"].to_pylist() if text}
+    return random.Random(0).sample(list(distinct), min(most, len(distinct)))
+
+
 def _vectors(model: BenchModel, precision: Precision, texts: Sequence[str]) -> npt.NDArray[np.float32]:
     embedder = Embedder(model.spec(precision), device="cpu", folder=model.folder)
     return embedder.embed(embedder.tokenize(texts), _BATCH_TOKENS).vectors_RD
@@ -135,7 +141,7 @@ def _kept(exact_RD: npt.NDArray[np.float32], found_RD: npt.NDArray[np.float32]) 
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.eight_bits", description=__doc__)
     parser.add_argument("corpus", nargs="+", type=Path, help="Parquet files with a column text")
-    parser.add_argument("--model", choices=["minilm", "tiny"], default="minilm", help="tiny is for the tests")
+    parser.add_argument("--model", default="minilm", help="the folder of a model like BERT, or minilm; tiny is for the tests")
     parser.add_argument("--rows", type=int, default=2_000, help="texts at most, drawn from all")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     return parser.parse_args(words)

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.bench import hardware, versions
-from benchmarks.data import make_model
+from benchmarks.data import find_model
 from benchmarks.setting import Result
 from embedding.model.tokenizer import TokenizedTexts, Tokenizer
 
@@ -45,7 +45,7 @@ def main(words: Sequence[str] | None = None) -> Result:
     """Run what the command line asks for."""
     options = _options(words)
     with tempfile.TemporaryDirectory() as scratch:
-        model = make_model(options.model, Path(scratch))
+        model = find_model(options.model, Path(scratch))
         tokenizer = Tokenizer(model.spec("fp32"), model.folder)
         tokenizer(["a text"])  # the start-up check
         if not tokenizer.is_fast:
@@ -112,7 +112,7 @@ def compare(tokenizer: Tokenizer, texts: Iterator[str]) -> Result:
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__)
     parser.add_argument("corpus", nargs="+", type=Path, help="Parquet files with a column text")
-    parser.add_argument("--model", choices=["minilm", "tiny"], default="minilm", help="tiny is for the tests")
+    parser.add_argument("--model", default="minilm", help="the folder of a model, or minilm; tiny is for the tests")
     parser.add_argument("--rows", type=int, default=1_000_000, help="real texts at most")
     parser.add_argument("--random", type=int, default=100_000, help="random texts")
     parser.add_argument("--out", type=Path, help="where the JSON goes")

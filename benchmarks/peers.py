@@ -52,11 +52,11 @@ def peers_stage(setting: Setting, scratch: Path) -> Result:
         try:
             embed = _with_threads(setting.threads, make())
             batch_rows[name] = _best_batch(embed, setting)
+            peer = _bind(embed, setting.texts, batch_rows[name])
+            cosines[name] = _worst_cosine(peer(), expected)
         except Exception as error:  # noqa: BLE001 - a peer that is not there or cannot run is a line of the table
             missing[name] = one_line(error)
             continue
-        peer = _bind(embed, setting.texts, batch_rows[name])
-        cosines[name] = _worst_cosine(peer(), expected)
         if cosines[name] >= _LEAST_COSINE:
             contestants[name] = peer
         else:

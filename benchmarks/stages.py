@@ -70,6 +70,7 @@ def encoder_stage(setting: Setting, *, batch_tokens: int | None = None, compiled
     """
     spec, device = setting.model.spec(setting.precision), torch.device(setting.device)
     tokens = JobTokenizer(spec, setting.model.folder)(setting.texts)
+    work = setting.model.flop(tokens.lengths)
     encoder = Encoder(spec, setting.model.folder, device, setting.precision)
     if not compiled:
         assert isinstance(encoder._model, BertEncoder), "all models of the benchmark are of its layout"
@@ -97,7 +98,6 @@ def encoder_stage(setting: Setting, *, batch_tokens: int | None = None, compiled
 
     products = _products(setting.model, min(budget, len(tokens.ids)), DTYPES[setting.precision], device)
     times = interleave({"encoder": encode, "pooling and copy": pool, **{kind: each.run for kind, each in products.items()}}, setting.rounds)
-    work = setting.model.flop(tokens.lengths)
     fastest = min(products, key=lambda kind: float(np.median(times[kind])))
     matrix = [products[fastest].flop / time for time in times[fastest]]
     mfu = np.median([work / time / peak for time, peak in zip(times["encoder"], matrix, strict=True)])

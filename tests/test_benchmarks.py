@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 
 from benchmarks import eight_bits, families, lanes, parity, peers, scale
 from benchmarks.bench import main, table
-from benchmarks.data import make_model, make_texts
+from benchmarks.data import find_model, make_model, make_texts
 from benchmarks.planning import plan_stage
 from benchmarks.setting import Setting
 from benchmarks.timing import interleave, ratio
@@ -69,6 +69,31 @@ def test_families_beside_berts(tmp_path: Path, capsys: pytest.CaptureFixture[str
     printed = capsys.readouterr().out
     assert "mpnet: " in printed
     assert "electra: not measured: ValueError: no 1 layers of 128" in printed
+
+
+def test_a_model_of_ones_own(tmp_path: Path) -> None:
+    """Whose layers are not BERT's: its share of the matrix rate cannot be told."""
+    folder = families.make_family("qwen3", 1, 128, tmp_path).folder
+    words = ["--quick", "--model", str(folder), "--lengths", "lognormal:8", "--tokens", "100", "--stages", "encoder", "peers"]
+    found = main(words)
+    assert found["model"] == {"name": "qwen3", "weights": "published", "layers, width, heads": (1, 128, 2)}
+    corpus = found["corpora"]["lognormal:8"]
+    assert corpus["not_measured"] == {"encoder": "ValueError: the FLOP of qwen3 are not counted, as its layers are not BERT's"}
+    assert "sentence-transformers" in corpus["stages"]["peers"]["ratio"]
+    with pytest.raises(SystemExit, match="qwen3 has other products than BERT"):
+        eight_bits.main(["no.parquet", "--model", str(folder)])
+
+
+def test_a_model_like_bert_in_a_folder(tmp_path: Path) -> None:
+    made = make_model("tiny", tmp_path)
+    found = find_model(str(made.folder), tmp_path)
+    assert (found.layers, found.width, found.heads, found.max_tokens) == (made.layers, made.width, made.heads, made.max_tokens)
+    assert found.flop(np.array([7])) == made.flop(np.array([7]))
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--model=bert-bass is no folder with a config.json; give one, or minilm, bert-base,"):
+        find_model("bert-bass", tmp_path)
 
 
 def test_a_peer_with_other_vectors_is_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import nanotoken
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer as FastTokenizer
@@ -21,19 +20,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from embedding.errors import ModelError
 from embedding.model.batching import distinct_rows, gather_rows, longest_first, offsets_of
 from embedding.model.spec import ModelSpec
+from embedding.model.wordpiece import Encode, Ids, Offsets, by_nanotoken, join
 
 log = logging.getLogger(__name__)
-
-Ids: TypeAlias = npt.NDArray[np.int32]
-Offsets: TypeAlias = npt.NDArray[np.int64]
-Encode: TypeAlias = Callable[[list[str]], tuple[Ids, Offsets]]
-"""Whole texts -> flat ids and their offsets."""
 
 _PARITY_TEXTS = 1000
 _PARITY_CHARS = 1 << 14
 """Of each text: the reference takes a minute, and a hundred times the text, for 10 MB without a place to cut."""
-_NANOTOKEN_CACHE_ENTRIES = 1 << 17
-"""Per thread and level; the default would let each thread keep 130 MiB, this 16."""
 
 _CHUNK_CHARS = 1 << 20
 """Text that is handed to `tokenizers` at once: its own records of a token are some hundred bytes large."""
@@ -116,7 +109,7 @@ class Tokenizer:
         self._cuts = None if self._cuts_left else _Cuts.of(reference)
         self._head_chars = None if self._cuts is None else _HEAD_CHARS_PER_TOKEN * spec.max_tokens
         self._exact = _by_tokenizers(reference)
-        self._encode = _by_nanotoken(reference) or self._exact
+        self._encode = by_nanotoken(reference) or self._exact
         self._checked = not self.is_fast
         self.prompt_tokens = 0 if spec.include_prompt or not spec.prompt else self._count_prompt_tokens(slow)
 
@@ -185,7 +178,7 @@ class Tokenizer:
         rows = np.split(ids, offsets[1:-1])
         for row in unfilled:
             rows[row], _ = self._encode_heads([texts[row]], encode, 8 * head_chars)
-        return _join(rows)
+        return join(rows)
 
     def _cut(self, ids: Ids, offsets: Offsets) -> TokenizedTexts:
         """Keep max_tokens of each row, among them all special tokens that frame it, as `tokenizers` does."""
@@ -256,26 +249,7 @@ class _Cuts:
 
 def _by_tokenizers(reference: FastTokenizer) -> Encode:
     def encode(texts: list[str]) -> tuple[Ids, Offsets]:
-        return _join([np.array(encoding.ids, dtype=np.int32) for encoding in reference.encode_batch_fast(texts)])
-
-    return encode
-
-
-def _join(rows: list[Ids]) -> tuple[Ids, Offsets]:
-    return np.concatenate(rows), offsets_of(np.fromiter(map(len, rows), dtype=np.int64))
-
-
-def _by_nanotoken(reference: FastTokenizer) -> Encode | None:
-    """None where nanotoken knows that it cannot do as the reference: it reads WordPiece only."""
-    try:
-        fast = nanotoken.Tokenizer.from_json(reference.to_str())
-    except nanotoken.UnsupportedTokenizerError:
-        return None
-    nanotoken.set_cache_entries(_NANOTOKEN_CACHE_ENTRIES)
-
-    def encode(texts: list[str]) -> tuple[Ids, Offsets]:
-        rows = fast.encode_batch(texts)
-        return rows.ids.astype(np.int32), rows.offsets
+        return join([np.array(encoding.ids, dtype=np.int32) for encoding in reference.encode_batch_fast(texts)])
 
     return encode
 
