@@ -23,6 +23,7 @@ from benchmarks.setting import Setting
 from benchmarks.timing import interleave, ratio
 from embedding.model.tokenizer import Tokenizer
 from tests.support import outputs
+from tests.support.ray_cluster import NO_TOKEN
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +115,9 @@ def test_the_plan_of_many_files(storage_root: str) -> None:
     assert outputs.control(f"{storage_root}/out", "manifest.parquet")["tokens"].to_pylist() == [80] * 300
 
 
-def test_the_quick_form_of_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_quick_form_of_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in NO_TOKEN.items():  # which this process would use on every later cluster too
+        monkeypatch.setenv(name, value)
     words = ["--files", "3", "--units", "20", "--workers", "2", "--rounds", "3", "--stages", "plan", "rate", "memory"]
     found = scale.main([*words, "--out", str(tmp_path / "scale.json")])
     assert json.loads((tmp_path / "scale.json").read_text())["stages"] == found["stages"]

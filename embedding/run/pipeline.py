@@ -35,6 +35,10 @@ log = logging.getLogger(__name__)
 
 _RAISED = re.compile(r"^[\w.]*(Error|Exception): ")
 """How the last line of a traceback begins."""
+_DROPPED = "cancelled before it started running"
+"""How Ray ends its words on an actor of which nobody knows any more: a driver with a token does not answer a cluster without one, which
+takes it that no actor is needed.
+"""
 _UNITS_AT_WORKER = 2
 """For each in hand, one of them waiting, so that no worker waits for a read. With a quarter less, Ray Data would take the workers for idle
 and start no further ones (`DEFAULT_ACTOR_POOL_UTIL_UPSCALING_THRESHOLD`).
@@ -239,4 +243,7 @@ def _explained(error: RayError) -> EmbeddingJobError:
         return ModelError(f"the run stopped: {reason}")
     if "run the same command again" in reason:  # it says already what to do before that
         return EmbeddingJobError(f"the run stopped: {reason}")
+    if _DROPPED in reason:
+        cause = "Ray dropped a worker before it started, as it does where this process uses a token and the cluster has none"
+        return EmbeddingJobError(f"the run stopped: {cause}; in a new process, set RAY_AUTH_MODE=disabled and run the same command again")
     return EmbeddingJobError(f"the run stopped: {reason}; fix that, then run the same command again to resume")

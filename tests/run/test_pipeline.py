@@ -76,6 +76,18 @@ def test_a_model_that_is_of_no_use_to_a_worker_is_the_users_to_mend() -> None:
     assert [error.exit_code for error in stopped] == [1, 2]
 
 
+def test_a_token_that_the_cluster_does_not_have_is_told_in_one_sentence(tiny_model: Path, ray_cluster: RayCluster, tmp_path: Path) -> None:
+    source = corpora.plain(rows=6, files=1).write(tmp_path / "in")
+    arguments = ["--input", source, "--output", str(tmp_path / "out"), "--model", str(tiny_model), "--id-column", "id"]
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    stopped = run_job(*arguments, env={**ray_cluster.environment(), **token}, check=1)
+    last = stopped.stderr.splitlines()[-1]
+    assert last.startswith("error: the run stopped: Ray dropped a worker before it started, ")
+    assert last.endswith("in a new process, set RAY_AUTH_MODE=disabled and run the same command again")
+    assert "Traceback" not in stopped.stderr
+    assert run_job(*arguments, env=ray_cluster.environment()).summary["rows_out"] == 6
+
+
 def test_a_worker_that_cannot_start_is_told_in_one_sentence(tiny_model: Path, ray_cluster: RayCluster, tmp_path: Path) -> None:
     model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     weights = model / "model.safetensors"
