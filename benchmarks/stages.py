@@ -20,7 +20,7 @@ from benchmarks.data import BenchModel
 from benchmarks.setting import Result, Setting, one_line
 from benchmarks.timing import interleave, rate, ratio
 from embedding.config import Precision
-from embedding.model.batching import batch_end, longest_first
+from embedding.model.batching import batch_end, longest_first, split_rows
 from embedding.model.bert import BertEncoder
 from embedding.model.encoder import DTYPES, Encoder
 from embedding.model.linear import linear_for, onednn_fits_on
@@ -49,7 +49,7 @@ def tokenizer_stage(setting: Setting) -> Result:
     theirs.no_padding()
     theirs.enable_truncation(setting.model.max_tokens)
     found, expected = ours(setting.texts), theirs.encode_batch_fast(setting.texts)
-    mismatches = sum(a.tolist() != b.ids for a, b in zip(np.split(found.ids, found.offsets[1:-1]), expected, strict=True))
+    mismatches = sum(a.tolist() != b.ids for a, b in zip(split_rows(found.ids, found.offsets), expected, strict=True))
     size = sum(len(text.encode()) for text in setting.texts)
     name = "nanotoken" if ours.is_fast else "the job's"
     times = interleave({name: lambda: ours(setting.texts), "tokenizers": lambda: theirs.encode_batch_fast(setting.texts)}, setting.rounds)
@@ -73,7 +73,7 @@ def encoder_stage(setting: Setting, *, batch_tokens: int | None = None, compiled
     work = setting.model.flop(tokens.lengths)
     encoder = Encoder(spec, setting.model.folder, device, setting.precision)
     if not compiled:
-        assert isinstance(encoder._model, BertEncoder), "all models of the benchmark are of its layout"
+        assert isinstance(encoder._model, BertEncoder), "only the job's own encoder can be told not to"
         encoder._model.module.run_compiled(False)
     head = Head(spec, setting.model.folder, device, prompt_tokens=0)
     budget = batch_tokens or setting.batch_tokens

@@ -69,6 +69,16 @@ def batch_end(sorted_lengths_R: Int64Array, start: int, batch_tokens: int, *, pa
     return start + max(1, int(np.searchsorted(totals, batch_tokens, side="right")))
 
 
+def split_rows(values_T: npt.NDArray[np.int32], offsets: Int64Array) -> list[npt.NDArray[np.int32]]:
+    """Each row's values."""
+    return np.split(values_T, offsets[1:-1])
+
+
+def join_rows(rows: list[npt.NDArray[np.int32]]) -> tuple[npt.NDArray[np.int32], Int64Array]:
+    """The flat values of the rows, one at least, and their offsets."""
+    return np.concatenate(rows), offsets_of(np.fromiter(map(len, rows), dtype=np.int64))
+
+
 def gather_rows(values_T: npt.NDArray[np.int32], offsets: Int64Array, rows: Int64Array) -> tuple[npt.NDArray[np.int32], Int64Array]:
     """The flat values and offsets of `rows`, in that order. (lengths 3, 2, 4; rows 2, 0 -> offsets 0, 4, 7)"""
     lengths = np.diff(offsets)[rows]

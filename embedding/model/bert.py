@@ -61,7 +61,7 @@ _BERT: Final = _Names(
     down="output.dense",
     norm="output.LayerNorm",
 )
-_FAMILIES: Final = {
+FAMILIES: Final = {
     **dict.fromkeys(["bert", "roberta", "xlm-roberta", "camembert"], _BERT),
     "distilbert": _Names(
         layer="transformer.layer",
@@ -83,6 +83,7 @@ _FAMILIES: Final = {
         attended_norm="attention.LayerNorm",
     ),
 }
+"""Model type -> names."""
 
 
 class BertEncoder:
@@ -119,7 +120,7 @@ def read_bert(spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.
         return None
     try:
         tensors = _tensors(spec, folder)
-        module = _Bert(_Weights(tensors, device), _FAMILIES[config.model_type], config, dtype, spec.max_tokens)
+        module = _Bert(_Weights(tensors, device), FAMILIES[config.model_type], config, dtype, spec.max_tokens)
     except (StopIteration, KeyError, ValueError, SafetensorError):  # transformers says better what is wrong with them
         return None
     padding_offset = config.pad_token_id + 1 if config.model_type in POSITIONS_FOLLOW_PADDING else None
@@ -138,7 +139,7 @@ def _is_of_the_layout(config: Any, device: torch.device) -> bool:
     """
     odd = ("auto_map", "quantization_config", "is_decoder", "add_cross_attention", "pruned_heads", "sinusoidal_pos_embds")
     return (
-        config.model_type in _FAMILIES
+        config.model_type in FAMILIES
         and _activation(config) in _ACTIVATIONS
         and getattr(config, "position_embedding_type", "absolute") in ("absolute", None)
         and config.hidden_size % config.num_attention_heads == 0

@@ -18,9 +18,9 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from embedding.errors import ModelError
-from embedding.model.batching import distinct_rows, gather_rows, longest_first, offsets_of
+from embedding.model.batching import distinct_rows, gather_rows, join_rows, longest_first, offsets_of, split_rows
 from embedding.model.spec import ModelSpec
-from embedding.model.wordpiece import Encode, Ids, Offsets, by_nanotoken, join
+from embedding.model.wordpiece import Encode, Ids, Offsets, by_nanotoken
 
 log = logging.getLogger(__name__)
 
@@ -175,10 +175,10 @@ class Tokenizer:
         unfilled = [row for row, text in enumerate(texts) if not enough[row] and len(heads[row]) < len(text)]
         if head_chars is None or not unfilled:
             return ids, offsets
-        rows = np.split(ids, offsets[1:-1])
+        rows = split_rows(ids, offsets)
         for row in unfilled:
             rows[row], _ = self._encode_heads([texts[row]], encode, 8 * head_chars)
-        return join(rows)
+        return join_rows(rows)
 
     def _cut(self, ids: Ids, offsets: Offsets) -> TokenizedTexts:
         """Keep max_tokens of each row, among them all special tokens that frame it, as `tokenizers` does."""
@@ -249,7 +249,7 @@ class _Cuts:
 
 def _by_tokenizers(reference: FastTokenizer) -> Encode:
     def encode(texts: list[str]) -> tuple[Ids, Offsets]:
-        return join([np.array(encoding.ids, dtype=np.int32) for encoding in reference.encode_batch_fast(texts)])
+        return join_rows([np.array(encoding.ids, dtype=np.int32) for encoding in reference.encode_batch_fast(texts)])
 
     return encode
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from embedding.model.batching import offsets_of
+from embedding.model.batching import join_rows, split_rows
 
 Ids: TypeAlias = npt.NDArray[np.int32]
 Offsets: TypeAlias = npt.NDArray[np.int64]
@@ -43,7 +43,7 @@ def by_nanotoken(reference: Tokenizer) -> Encode | None:
     if not slowing or not as_bert or not all(map(_FRAMED.fullmatch, slowing)):
         return encode
     without = settings | {"added_tokens": [token for token in settings["added_tokens"] if not token["normalized"]]}
-    signs = _split(*_reader(without | {"post_processor": None})(slowing))
+    signs = split_rows(*_reader(without | {"post_processor": None})(slowing))
     encode_most = _reader(without)
 
     def encode_all(texts: list[str]) -> tuple[Ids, Offsets]:
@@ -51,10 +51,10 @@ def by_nanotoken(reference: Tokenizer) -> Encode | None:
         again = rows_with(signs, ids, offsets)
         if not len(again):
             return ids, offsets
-        rows = _split(ids, offsets)
-        for row, found in zip(again.tolist(), _split(*encode([texts[row] for row in again])), strict=True):
+        rows = split_rows(ids, offsets)
+        for row, found in zip(again.tolist(), split_rows(*encode([texts[row] for row in again])), strict=True):
             rows[row] = found
-        return join(rows)
+        return join_rows(rows)
 
     return encode_all
 
@@ -68,15 +68,6 @@ def rows_with(signs: Iterable[Ids], ids_T: Ids, offsets: Offsets) -> Offsets:
             starts = starts[ids_T[starts + place] == part]
         found.append(np.searchsorted(offsets, starts, side="right") - 1)
     return np.unique(np.concatenate(found))
-
-
-def join(rows: list[Ids]) -> tuple[Ids, Offsets]:
-    """Rows one after another, and their offsets. One row at least."""
-    return np.concatenate(rows), offsets_of(np.fromiter(map(len, rows), dtype=np.int64))
-
-
-def _split(ids: Ids, offsets: Offsets) -> list[Ids]:
-    return np.split(ids, offsets[1:-1])
 
 
 def _reader(settings: dict[str, Any]) -> Encode:

@@ -96,5 +96,5 @@ def test_rows_with(signs: list[list[int]], rows: list[int]) -> None:
     assert rows_with([np.array(sign, np.int32) for sign in signs], ids, offsets).tolist() == rows
 
 
-def test_a_sign_that_two_rows_share_makes_both_or_one_read_twice() -> None:
+def test_a_sign_across_two_rows_counts_for_the_first() -> None:
     assert rows_with([np.array([6, 5], np.int32)], np.array([6, 5], np.int32), np.array([0, 1, 2])).tolist() == [0]
