@@ -20,8 +20,8 @@ demo: .venv/demo.stamp  ## Embed the docstrings of Python's standard library and
 	$(BIN)/python jobs/embed_corpus.py --input demo/corpus --output demo/vectors --id-column id --keep-columns module text
 	$(BIN)/python jobs/demo_search.py demo/vectors
 
-test: lint  ## Lint, type check and run the tests
-	$(BIN)/python -m pytest
+test: lint  ## Lint, type check and run the tests, two files at a time
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-browser: .venv/dev.stamp chromium  ## Look at a report in Chromium; as root, install Debian's where there is none
 	$(BIN)/python -m pytest tests/run/test_report_browser.py
