@@ -31,6 +31,7 @@ from benchmarks.setting import Result, Setting, one_line
 from benchmarks.sharing import sharing_stage
 from benchmarks.stages import cuda_sweep, encoder_stage, memory_stage, parquet_stage, tokenizer_stage, write_stage
 from embedding.config import Precision
+from embedding.model.linear import fp8_lacks
 
 STAGES = ("tokenizer", "encoder", "write", "launches", "parquet", "peers", "memory", "sharing", "sweep")
 _ON_GPUS = ("sharing", "sweep")
@@ -128,7 +129,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(words)
     cuda = options.device == "cuda"
     options.lengths = options.lengths or (["uniform:50-300", "lognormal:50"] if cuda else ["demo", "lognormal:32"])
-    options.precision = options.precision or (["bf16", "fp16"] if cuda else ["fp32", "bf16"] if _has_amx() else ["fp32"])
+    options.precision = options.precision or (_on_this_gpu() if cuda else ["fp32", "bf16"] if _has_amx() else ["fp32"])
     options.tokens = options.tokens or (2_000 if options.quick else 4_000_000 if cuda else 24_000)
     options.rounds = options.rounds or (2 if options.quick else 5)
     options.stages = options.stages or [stage for stage in STAGES if cuda or stage not in _ON_GPUS]
@@ -163,6 +164,10 @@ def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _on_this_gpu() -> list[Precision]:
+    return ["bf16", "fp16"] if fp8_lacks(torch.device("cuda")) else ["bf16", "fp16", "fp8"]
 
 
 def _has_amx() -> bool:

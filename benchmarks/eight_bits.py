@@ -1,7 +1,7 @@
 """What matrix products of 8 bits would cost a model's vectors: `python -m benchmarks.eight_bits --help`.
 
-The best that can be done without training, a scale for each token and for each output of a weight, found on the very numbers. fp8 is e4m3
-(torch's rowwise scaled product); int8 has a zero of its own for each token as well. Speed is no matter here, so that a CPU will do.
+The best that can be done without training, a scale for each token and for each output of a weight, found on the very numbers. fp8 is
+that of `--precision fp8`; int8 has a zero of its own for each token as well. Speed is no matter here, so that a CPU will do.
 """
 
 # Shape suffixes: T tokens, F features read, O features made, R rows, D width.
@@ -21,7 +21,6 @@ from unittest.mock import patch
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
-import torch
 from torch import Tensor
 
 from benchmarks.bench import hardware, save, versions
@@ -29,12 +28,11 @@ from benchmarks.data import BenchModel, find_model
 from benchmarks.setting import Result
 from embedding.config import Precision
 from embedding.model.embedder import Embedder
-from embedding.model.linear import Linear
+from embedding.model.linear import Fp8Linear, Linear
 
 LEAST_COSINE = 0.999
 """What the vectors must keep of those in fp32 to be worth a faster product."""
 _BATCH_TOKENS = 4096
-_LARGEST = torch.finfo(torch.float8_e4m3fn).max
 _LEAST_SCALE = 1e-12
 
 
@@ -62,7 +60,7 @@ def main(words: Sequence[str] | None = None) -> Result:
             "up": (4 * width, width),
             "down": (width, 4 * width),
         }
-        for kind, linear in {"fp8": _Fp8Linear, "int8": _Int8Linear}.items():
+        for kind, linear in {"fp8": Fp8Linear, "int8": _Int8Linear}.items():
             for name, chosen in {"all": products, **{f"only {name}": [name] for name in products}}.items():
                 with _multiplied_by(linear, {products[each] for each in chosen}):
                     found["cosine with fp32"][f"{kind}, {name}"] = _kept(exact, _vectors(model, "bf16", texts))
@@ -71,21 +69,6 @@ def main(words: Sequence[str] | None = None) -> Result:
         sys.stdout.write(f"{name}: {line}{'' if kept['least'] >= LEAST_COSINE else f', below {LEAST_COSINE}'}\n")
     save(found, options.out)
     return found
-
-
-def fp8_product(found_TF: Tensor, weight_OF: Tensor, bias_O: Tensor) -> Tensor:
-    """What `Linear` gives, by numbers of 8 bits: [T, O] in bfloat16."""
-    found, found_scales = _scaled(found_TF)
-    weight, weight_scales = _scaled(weight_OF)
-    made: Tensor = torch._scaled_mm(
-        found, weight.t(), scale_a=found_scales, scale_b=weight_scales.t(), bias=bias_O.bfloat16(), out_dtype=torch.bfloat16
-    )
-    return made
-
-
-def _scaled(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    scales = (numbers.float().abs().amax(1, keepdim=True) / _LARGEST).clamp_min(_LEAST_SCALE)
-    return (numbers.float() / scales).to(torch.float8_e4m3fn), scales
 
 
 def int8_product(found_TF: Tensor, weight_OF: Tensor, bias_O: Tensor) -> Tensor:
@@ -104,17 +87,12 @@ def int8_product(found_TF: Tensor, weight_OF: Tensor, bias_O: Tensor) -> Tensor:
 def _multiplied_by(linear: type[Linear], shapes: Collection[tuple[int, int]]) -> Iterator[None]:
     """The products by weights of these shapes, of encoders that are made while the block runs."""
 
-    def product(weight_OF: Tensor, bias_O: Tensor) -> Linear:
+    def product(weight_OF: Tensor, bias_O: Tensor, *, fp8: bool) -> Linear:
+        assert not fp8
         return (linear if tuple(weight_OF.shape) in shapes else Linear)(weight_OF, bias_O)
 
     with patch("embedding.model.bert.linear_for", product):
         yield
-
-
-class _Fp8Linear(Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        assert self.bias is not None
-        return fp8_product(x, self.weight, self.bias)
 
 
 class _Int8Linear(Linear):

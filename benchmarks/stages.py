@@ -96,7 +96,7 @@ def encoder_stage(setting: Setting, *, batch_tokens: int | None = None, compiled
             for states, batch, place in zip(hidden, batches, pinned, strict=True):
                 place.copy_(head(states, batch), non_blocking=True)
 
-    products = _products(setting.model, min(budget, len(tokens.ids)), DTYPES[setting.precision], device)
+    products = _products(setting.model, min(budget, len(tokens.ids)), setting.precision, device)
     times = interleave({"encoder": encode, "pooling and copy": pool, **{kind: each.run for kind, each in products.items()}}, setting.rounds)
     fastest = min(products, key=lambda kind: float(np.median(times[kind])))
     matrix = [products[fastest].flop / time for time in times[fastest]]
@@ -143,9 +143,12 @@ class _Products:
                     multiply(left)
 
 
-def _products(model: BenchModel, rows: int, dtype: torch.dtype, device: torch.device) -> dict[str, _Products]:
-    """By torch.mm and by the job's own choice where that is another; the faster is the rate of this machine."""
-    width = model.width
+def _products(model: BenchModel, rows: int, precision: Precision, device: torch.device) -> dict[str, _Products]:
+    """By torch.mm and by the job's own choice where that is another; the faster is the rate of this machine.
+
+    Those of fp8 include the rounding of the tokens; torch.mm does them in bf16.
+    """
+    width, dtype = model.width, DTYPES[precision]
     shapes = [(width, width)] * 4 + [(width, 4 * width), (4 * width, width)]
     lefts = [torch.randn(rows, inner, device=device).to(dtype) for inner, _ in shapes]
     weights = [torch.randn(outer, inner, device=device).to(dtype) for inner, outer in shapes]
@@ -155,6 +158,8 @@ def _products(model: BenchModel, rows: int, dtype: torch.dtype, device: torch.de
     kinds: dict[str, list[Callable[[torch.Tensor], torch.Tensor]]] = {"torch.mm": [partial(torch.mm, mat2=one.t()) for one in weights]}
     if onednn_fits_on(device, dtype):
         kinds["oneDNN"] = [linear_for(one, None) for one in weights]
+    if precision == "fp8":
+        kinds["fp8"] = [linear_for(one, None, fp8=True) for one in weights]
     return {kind: _Products(list(zip(lefts, each, strict=True)), repeats * flop, repeats) for kind, each in kinds.items()}
 
 

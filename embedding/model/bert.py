@@ -109,18 +109,21 @@ class BertEncoder:
 
     def compile(self, config: Any, max_tokens: int, device: torch.device) -> None:
         """Run compiled layers where the compiler manages it; all of them and all batches share one piece of code."""
-        self.manner = manner_compiled(self, config, max_tokens, device, self.module.dtype, self.module.run_compiled)
+        self.manner = manner_compiled(self, config, max_tokens, device, self.module.product_dtype, self.module.run_compiled)
 
 
-def read_bert(spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.dtype) -> BertEncoder | None:
-    """The encoder with its matrices in `dtype`; None where the model is not exactly of this layout, in its configuration or weights."""
+def read_bert(spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.dtype, *, fp8: bool = False) -> BertEncoder | None:
+    """The encoder, which computes in `dtype`, but its products in 8 bits where `fp8` asks for it.
+
+    None where the model is not exactly of this layout, in its configuration or weights.
+    """
     path = folder / spec.transformer_path
     config = AutoConfig.from_pretrained(path, trust_remote_code=spec.trust_remote_code)
     if not _is_of_the_layout(config, device):
         return None
     try:
         tensors = _tensors(spec, folder)
-        module = _Bert(_Weights(tensors, device), FAMILIES[config.model_type], config, dtype, spec.max_tokens)
+        module = _Bert(_Weights(tensors, device, dtype, fp8), FAMILIES[config.model_type], config, spec.max_tokens)
     except (StopIteration, KeyError, ValueError, SafetensorError):  # transformers says better what is wrong with them
         return None
     padding_offset = config.pad_token_id + 1 if config.model_type in POSITIONS_FOLLOW_PADDING else None
@@ -174,9 +177,18 @@ class _Weights:
 
     tensors: Mapping[str, Tensor]
     device: torch.device
+    dtype: torch.dtype
+    """Of the products, and of what lies between them."""
+    fp8: bool
+    """Products in 8 bits instead."""
 
-    def affine(self, *names: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """(weight, bias) of a matrix product or a normalization; several `names` are joined at their first dimension.
+    def linear(self, *names: str, shape: tuple[int, ...]) -> Linear:
+        """A matrix product."""
+        weight, bias = self.affine(*names, shape=shape)
+        return linear_for(weight.to(self.dtype), bias.to(self.dtype), fp8=self.fp8)
+
+    def affine(self, *names: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """(weight, bias) of a matrix product or a normalization, float32; several `names` are joined at their first dimension.
 
         Raises:
             KeyError: one is not there.
@@ -185,7 +197,7 @@ class _Weights:
         weight, bias = (torch.cat([self.tensors[f"{name}.{part}"] for name in names]) for part in ("weight", "bias"))
         if weight.shape != shape or bias.shape != shape[:1]:
             raise ValueError(f"{names[0]} has the shape {tuple(weight.shape)}, not {shape}")
-        return weight.to(self.device, dtype), bias.to(self.device, dtype)
+        return weight.to(self.device), bias.to(self.device)
 
 
 class _Norm(nn.Module):
@@ -213,7 +225,6 @@ class _Layer(nn.Module):
         names: _Names,
         number: int,
         config: Any,
-        dtype: torch.dtype,
         *,
         by_kernel: bool,
         bias_HSS: Tensor | None,
@@ -223,9 +234,8 @@ class _Layer(nn.Module):
         width, eps = config.hidden_size, _eps(config)
         inner = config.hidden_dim if config.model_type == "distilbert" else config.intermediate_size
         shapes = {"attended": (width, width), "up": (inner, width), "down": (width, inner)}
-        mixed = weights.affine(at["query"], at["key"], at["value"], shape=(3 * width, width), dtype=dtype)
-        self.query_key_value = linear_for(*mixed)
-        self.attended, self.up, self.down = (linear_for(*weights.affine(at[part], shape=shapes[part], dtype=dtype)) for part in shapes)
+        self.query_key_value = weights.linear(at["query"], at["key"], at["value"], shape=(3 * width, width))
+        self.attended, self.up, self.down = (weights.linear(at[part], shape=shapes[part]) for part in shapes)
         self.attended_norm, self.norm = (_Norm(*weights.affine(at[part], shape=(width,)), eps) for part in ("attended_norm", "norm"))
         self.heads = config.num_attention_heads
         self.by_kernel = by_kernel
@@ -244,7 +254,7 @@ class _Layer(nn.Module):
 class _Embeddings(nn.Module):
     """Words and positions, added and normalized."""
 
-    def __init__(self, weights: _Weights, config: Any, dtype: torch.dtype) -> None:
+    def __init__(self, weights: _Weights, config: Any) -> None:
         super().__init__()
         tensors, device, width = weights.tensors, weights.device, config.hidden_size
         self.words = nn.Buffer(tensors["embeddings.word_embeddings.weight"].to(device))
@@ -255,7 +265,7 @@ class _Embeddings(nn.Module):
         if self.words.shape != (config.vocab_size, width) or self.positions.shape[1] != width:
             raise ValueError(f"the table of words has the shape {tuple(self.words.shape)}, not {(config.vocab_size, width)}")
         self.norm = _Norm(*weights.affine("embeddings.LayerNorm", shape=(width,)), _eps(config))
-        self.dtype = dtype
+        self.dtype = weights.dtype
 
     def forward(self, ids_T: Tensor, positions_T: Tensor) -> Tensor:
         hidden_TD: Tensor = self.norm(embedding(ids_T, self.words) + embedding(positions_T, self.positions))
@@ -265,16 +275,17 @@ class _Embeddings(nn.Module):
 class _Bert(nn.Module):
     """Embeddings and layers."""
 
-    def __init__(self, weights: _Weights, names: _Names, config: Any, dtype: torch.dtype, max_tokens: int) -> None:
+    def __init__(self, weights: _Weights, names: _Names, config: Any, max_tokens: int) -> None:
         super().__init__()
-        self.embeddings = _Embeddings(weights, config, dtype)
-        self.dtype = dtype
-        self.by_kernel = has_kernel(weights.device, dtype, config.hidden_size // config.num_attention_heads)
+        self.embeddings = _Embeddings(weights, config)
+        self.dtype = weights.dtype
+        self.product_dtype = torch.float8_e4m3fn if weights.fp8 else weights.dtype
+        self.by_kernel = has_kernel(weights.device, self.dtype, config.hidden_size // config.num_attention_heads)
         bias_HSS = None
         if config.model_type == "mpnet":
-            bias_HSS = relative_bias(weights.tensors["encoder.relative_attention_bias.weight"].to(dtype), max_tokens)
+            bias_HSS = relative_bias(weights.tensors["encoder.relative_attention_bias.weight"].to(self.dtype), max_tokens)
         self.layers = nn.ModuleList(
-            _Layer(weights, names, number, config, dtype, by_kernel=self.by_kernel, bias_HSS=bias_HSS)
+            _Layer(weights, names, number, config, by_kernel=self.by_kernel, bias_HSS=bias_HSS)
             for number in range(config.num_hidden_layers)
         )
         self.run_compiled(False)

@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 from embedding.config import Precision
+from embedding.errors import ModelError
 from embedding.model.bert import read_bert
+from embedding.model.linear import fp8_lacks
 from embedding.model.packing import PackedBatch
 from embedding.model.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
-DTYPES: Final[dict[Precision, torch.dtype]] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: Final[dict[Precision, torch.dtype]] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+"""Of what lies between the products; those of fp8 are in 8 bits."""
 
 
 class _Transformer(Protocol):
@@ -34,15 +37,18 @@ class Encoder:
     """One loaded transformer in one precision on one device.
 
     Attributes:
-        dtype: of its matrix products.
+        dtype: of the hidden states.
         packed: rows run without padding.
         manner: "packed" where all is as fast as it can be, else how batches run, and why.
     """
 
     def __init__(self, spec: ModelSpec, folder: Path, device: torch.device, precision: Precision) -> None:
-        """Raises ModelError: the weights do not fill the model."""
+        """Raises ModelError: the weights do not fill the model, or the device does not have the precision."""
         self.dtype = DTYPES[precision]
-        self._model = _load(spec, folder, device, self.dtype)
+        fp8 = precision == "fp8"
+        if fp8 and (lack := fp8_lacks(device)):
+            raise ModelError(f"{lack}; use --precision bf16")
+        self._model = _load(spec, folder, device, self.dtype, fp8=fp8)
         self.packed, self.manner = self._model.packed, self._model.manner
         if self.manner != "packed":
             log.warning("%s runs %s", spec.source.name, self.manner)
@@ -56,9 +62,9 @@ class Encoder:
         return int(batch_lengths.sum()) if self.packed else len(batch_lengths) * int(batch_lengths[0])
 
 
-def _load(spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.dtype) -> _Transformer:
-    if (own := read_bert(spec, folder, device, dtype)) is not None:
+def _load(spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.dtype, *, fp8: bool) -> _Transformer:
+    if (own := read_bert(spec, folder, device, dtype, fp8=fp8)) is not None:
         return own
     from embedding.model.generic import GenericEncoder  # takes seconds to import, which most models need not spend
 
-    return GenericEncoder(spec, folder, device, dtype)
+    return GenericEncoder(spec, folder, device, dtype, fp8=fp8)

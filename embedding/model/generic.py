@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelFor
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
-from embedding.errors import ModelError
+from embedding.errors import ModelError, first_line
 from embedding.model.attention import attend, has_kernel
 from embedding.model.compiling import compiled, manner_compiled
 from embedding.model.linear import filled, linear_for, onednn_fits_on
@@ -39,8 +39,8 @@ class GenericEncoder:
         manner: "packed", and why its layers are not compiled where they should be; else "padded", and why.
     """
 
-    def __init__(self, spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
-        """Raises ModelError: the weights do not fill the model."""
+    def __init__(self, spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.dtype, *, fp8: bool = False) -> None:
+        """Raises ModelError: the weights do not fill the model, or its classes do not run in fp8."""
         self._device = device
         self._dtype = torch.float32
         self._by_kernel = False
@@ -53,10 +53,10 @@ class GenericEncoder:
         batch = probe_batch(self.module.config, spec.max_tokens, device)
         reason = self._try_packing(spec, dtype, batch)
         self.manner = f"padded: {reason}" if reason else "packed"
-        if onednn_fits_on(device, dtype):
-            self._multiply_fast(batch)
+        if fp8 or onednn_fits_on(device, dtype):
+            self._multiply_fast(batch, fp8=fp8)
         if self.packed and self._by_kernel:
-            self._compile(spec.max_tokens)
+            self._compile(spec.max_tokens, torch.float8_e4m3fn if fp8 else dtype)
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         """Hidden states [T, D] of the batch's tokens, in the order of its ids."""
@@ -118,23 +118,34 @@ class GenericEncoder:
             if isinstance(module, nn.Linear):
                 module.to(self._dtype)
 
-    def _multiply_fast(self, batch: PackedBatch) -> None:
-        """Let a CPU's fastest kernel do the products, unless this model reads its weights past the modules that hold them."""
+    def _multiply_fast(self, batch: PackedBatch, *, fp8: bool) -> None:
+        """Let a CPU's fastest kernel do the products, unless this model reads its weights past the modules that hold them; or fp8.
+
+        What fp8 makes of the vectors is for the job to judge, on texts.
+
+        Raises:
+            ModelError: the model does not run in fp8.
+        """
         expected_TD = self(batch)
         plain = {name: module for name, module in self.module.named_modules() if type(module) is nn.Linear}
         for name, module in plain.items():
             bias: Tensor | None = module.bias
-            self.module.set_submodule(name, linear_for(module.weight.detach(), bias.detach() if bias is not None else None))
+            self.module.set_submodule(name, linear_for(module.weight.detach(), bias.detach() if bias is not None else None, fp8=fp8))
         try:
             reason = difference(self(batch), expected_TD, self._dtype)
         except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
+            if fp8:
+                what = f"the {self.module.config.model_type} classes of transformers do not run in fp8 ({first_line(error)})"
+                raise ModelError(f"{what}; use --precision bf16") from error
             reason = str(error)
+        if fp8:
+            return
         if reason:
             log.info("%s keeps torch's own matrix products: %s", type(self.module).__name__, reason)
             for name, module in plain.items():
                 self.module.set_submodule(name, module)
 
-    def _compile(self, max_tokens: int) -> None:
+    def _compile(self, max_tokens: int, product_dtype: torch.dtype) -> None:
         """Run compiled layers where the compiler manages it."""
         plain = _layers(self.module)
 
@@ -142,7 +153,7 @@ class GenericEncoder:
             for name, layer in plain.items():
                 self.module.set_submodule(name, compiled(layer, whole=False) if on else layer)
 
-        self.manner = manner_compiled(self, self.module.config, max_tokens, self._device, self._dtype, switch)
+        self.manner = manner_compiled(self, self.module.config, max_tokens, self._device, product_dtype, switch)
 
 
 def _layers(module: nn.Module) -> dict[str, nn.Module]:

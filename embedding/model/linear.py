@@ -21,6 +21,13 @@ _TYPICAL_TOKENS: Final = 1024
 """Of a batch on a CPU: oneDNN lays the weights out for products of that size, and multiplies any other with them."""
 _STEP: Final = 32
 """oneDNN makes a kernel for each number of tokens, and keeps it amid the memory of tensors: 550 MB more than for multiples of 32 alone."""
+_FP8_CAPABILITY: Final = (9, 0)
+"""Of a GPU: scales for each token and each output came with Hopper."""
+_FP8_STEP: Final = 16
+"""A product in fp8 takes multiples of so many features."""
+_FP8_LARGEST: Final = torch.finfo(torch.float8_e4m3fn).max
+_LEAST_SCALE: Final = 1e-12
+"""Of a token whose numbers are all 0."""
 _TOLERANCE: Final = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """Largest difference of two products of numbers around 1, both rounded to that type."""
 
@@ -74,8 +81,51 @@ class OneDnnLinear(Linear):
         return product
 
 
-def linear_for(weight: Tensor, bias: Tensor | None) -> Linear:
-    """The product with these numbers, of one type, on the device where they are."""
+class Fp8Linear(Linear):
+    """The same with both factors rounded to 8 bits (e4m3, Micikevicius et al. 2022), a scale for each token and each output.
+
+    The scales of the tokens are found anew in every batch. The bias is added, and the result rounded, in bfloat16.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        weight_OI, scales_O1 = _in_eight_bits(weight)
+        super().__init__(weight_OI, bias.bfloat16() if bias is not None else None)
+        self.scales_1O = nn.Buffer(scales_O1.t().contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product."""
+        x_TI, scales_T1 = _in_eight_bits(x.flatten(0, -2))
+        product_TO: Tensor = torch._scaled_mm(
+            x_TI,
+            self.weight.t(),
+            scale_a=scales_T1,
+            scale_b=self.scales_1O,
+            bias=self.bias,
+            out_dtype=torch.bfloat16,
+            use_fast_accum=x.is_cuda,
+        )
+        return product_TO.view(*x.shape[:-1], -1)
+
+
+def _in_eight_bits(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """(numbers in e4m3, scale of each row): their product is about what was given."""
+    exact = numbers.float()
+    scales = (exact.abs().amax(1, keepdim=True) / _FP8_LARGEST).clamp_min(_LEAST_SCALE)
+    return (exact / scales).to(torch.float8_e4m3fn), scales
+
+
+def fp8_lacks(device: torch.device) -> str:
+    """Why the device does not multiply in fp8, "" where it does. A CPU does, slowly: enough to see what it makes of a model."""
+    if device.type != "cuda" or (capability := torch.cuda.get_device_capability(device)) >= _FP8_CAPABILITY:
+        return ""
+    has, needed = (".".join(map(str, version)) for version in (capability, _FP8_CAPABILITY))
+    return f"{torch.cuda.get_device_name(device)} has compute capability {has}, and fp8 needs {needed} (Hopper) or later"
+
+
+def linear_for(weight: Tensor, bias: Tensor | None, *, fp8: bool = False) -> Linear:
+    """The product with these numbers, of one type, on the device where they are; `fp8`: in 8 bits where their number allows it."""
+    if fp8 and not any(size % _FP8_STEP for size in weight.shape):
+        return Fp8Linear(weight, bias)
     return (OneDnnLinear if onednn_fits_on(weight.device, weight.dtype) else Linear)(weight, bias)
 
 

@@ -17,11 +17,10 @@ from embedding.corpus.storage import open_storage
 from embedding.corpus.vectors import TO_BE_MEASURED, Calibration, VectorColumns, as_json, digest
 from embedding.errors import ConfigError, CorpusError, EmbeddingJobError, count
 from embedding.model.spec import ModelSpec
-from embedding.run.calibrator import CalibrationJob, calibration_sample
+from embedding.run.calibrator import calibration_job
 from embedding.run.cluster import Cluster
 from embedding.run.pipeline import run_calibration
 from embedding.run.placement import place_workers
-from embedding.run.settings import long_texts_of
 
 log = logging.getLogger(__name__)
 
@@ -89,15 +88,7 @@ def calibrated(
     if (begun := output.settings()) is not None:  # by a run that held the lease while this one waited for it
         return with_calibration(settings, begun.calibration)
     placement = place_workers(config, cluster.nodes())
-    job = CalibrationJob(
-        model=model,
-        columns=columns,
-        sample=calibration_sample(layouts, placement.device, config.limit_rows),
-        batch_tokens=settings.kept["batch_tokens"],
-        device=placement.device,
-        threads=placement.threads,
-        long_text=long_texts_of(config),
-    )
+    job = calibration_job(config, layouts, columns, model, settings.kept["batch_tokens"], placement)
     log.info("measuring the int8 ranges on a sample of the corpus%s", "" if placement.fitting else "; waiting for a node to join")
     try:
         found = run_calibration(job, placement)

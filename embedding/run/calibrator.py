@@ -8,11 +8,16 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from embedding.config import JobConfig
+from embedding.corpus.columns import Columns
 from embedding.corpus.plan import SourceLayout, Unit
 from embedding.corpus.vectors import Calibration, VectorColumns
+from embedding.model.spec import ModelSpec
 from embedding.run.models import model_folder
 from embedding.run.pieces import shard_rows, submit_pieces
+from embedding.run.placement import Placement
 from embedding.run.sample import CHARS_PER_TOKEN, OnSample, SampleJob, embeddable_texts, read_in_time, spread_blocks
+from embedding.run.settings import long_texts_of
 
 _BLOCKS = 64
 _BLOCK_ROWS = {"cpu": 32, "cuda": 256}
@@ -58,6 +63,21 @@ class Calibrator(OnSample[CalibrationJob]):
         vectors_RW = shard_rows(pieces, submit_pieces(embedder, pieces, job.batch_tokens)(), job.long_text, model).vectors_SD
         columns = VectorColumns(model.columns)
         return Ranges(len(vectors_RW), columns.calibrated(vectors_RW) if len(vectors_RW) else {})
+
+
+def calibration_job(
+    config: JobConfig, layouts: Sequence[SourceLayout], columns: Columns, model: ModelSpec, batch_tokens: int, placement: Placement
+) -> CalibrationJob:
+    """What a worker of this run measures on."""
+    return CalibrationJob(
+        model=model,
+        columns=columns,
+        sample=calibration_sample(layouts, placement.device, config.limit_rows),
+        batch_tokens=batch_tokens,
+        device=placement.device,
+        threads=placement.threads,
+        long_text=long_texts_of(config),
+    )
 
 
 def calibration_sample(layouts: Sequence[SourceLayout], device: str, limit_rows: int | None) -> list[Unit]:

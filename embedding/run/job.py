@@ -26,6 +26,7 @@ from embedding.errors import AccessError, ConfigError, CorpusError, EmbeddingJob
 from embedding.model.spec import ModelSpec
 from embedding.run.calibration import calibrated, calibration_of
 from embedding.run.cluster import Cluster
+from embedding.run.fidelity import with_fidelity
 from embedding.run.metrics import Metrics
 from embedding.run.models import find_model
 from embedding.run.outlook import Outlook
@@ -103,11 +104,15 @@ def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None 
         if config.dry_run:
             Lease.require_free(output.storage)
             output.storage.require_writable(f"{TEMPORARY}/probe-{secrets.token_hex(8)}")
+            if earlier() is None:
+                settings = with_fidelity(config, corpus.layouts, corpus.columns, model, settings, cluster)
             plan = _plan(config, output, corpus, model, settings, run_id)
             plan.summary.plan = _describe(config, output, plan, corpus, cluster, begun=earlier() is not None)
             _publish_elsewhere(config, _ended(plan.summary, started, on_end))
             return plan.summary
         with Lease.acquire(output.storage, run_id, config.lease_seconds) as lease:
+            if earlier() is None:
+                settings = with_fidelity(config, corpus.layouts, corpus.columns, model, settings, cluster)
             if config.restart:
                 output.clear()
             if earlier() is None and open_choices(config, corpus.layouts, cluster):

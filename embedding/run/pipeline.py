@@ -24,6 +24,7 @@ from embedding.corpus.plan import Unit
 from embedding.errors import EmbeddingJobError, ModelError
 from embedding.run.calibrator import CalibrationJob, Calibrator, Ranges
 from embedding.run.checker import CheckJob, check_stage
+from embedding.run.comparer import Comparer, Fidelity
 from embedding.run.exchange import decode_checked, encode_unit
 from embedding.run.placement import READ_CPUS, Placement
 from embedding.run.probe import Findings, Probe, ProbeJob
@@ -137,7 +138,18 @@ def run_calibration(job: CalibrationJob, placement: Placement) -> Ranges:
     return found
 
 
-def _found_by(process: type[Probe | Calibrator], job: ProbeJob | CalibrationJob, placement: Placement, seconds: float) -> Any:
+def run_comparison(job: CalibrationJob, placement: Placement) -> Fidelity:
+    """How near the job's precision stays to float32, measured in such a process.
+
+    Raises:
+        ModelError: the model does not run in it there.
+        EmbeddingJobError: there was no place, or nothing could be measured.
+    """
+    found: Fidelity = _found_by(Comparer, job, placement, _CALIBRATION_SECONDS)
+    return found
+
+
+def _found_by(process: type[Probe | Calibrator | Comparer], job: ProbeJob | CalibrationJob, placement: Placement, seconds: float) -> Any:
     actor: Any = ray.remote(process)
     probe = actor.options(num_cpus=placement.cpus, num_gpus=placement.gpus).remote(job)
     try:
@@ -146,7 +158,8 @@ def _found_by(process: type[Probe | Calibrator], job: ProbeJob | CalibrationJob,
     except GetTimeoutError as error:
         raise EmbeddingJobError("the worker that was to measure was not ready in time") from error
     except RayError as error:
-        raise EmbeddingJobError(reason_in(str(error)) or type(error).__name__) from error
+        reason = reason_in(str(error)) or type(error).__name__
+        raise (ModelError if _is_of_the_model(reason, error) else EmbeddingJobError)(reason) from error
     finally:
         ray.kill(probe)  # its place is for a worker
 
@@ -239,7 +252,7 @@ def reason_in(text: str) -> str:
 def _explained(error: RayError) -> EmbeddingJobError:
     """What stopped the pipeline as one sentence."""
     reason = reason_in(str(error)) or type(error).__name__
-    if f"{ModelError.__module__}.{ModelError.__qualname__}: {reason}" in str(error):
+    if _is_of_the_model(reason, error):
         return ModelError(f"the run stopped: {reason}")
     if "run the same command again" in reason:  # it says already what to do before that
         return EmbeddingJobError(f"the run stopped: {reason}")
@@ -247,3 +260,8 @@ def _explained(error: RayError) -> EmbeddingJobError:
         cause = "Ray dropped a worker before it started, as it does where this process uses a token and the cluster has none"
         return EmbeddingJobError(f"the run stopped: {cause}; in a new process, set RAY_AUTH_MODE=disabled and run the same command again")
     return EmbeddingJobError(f"the run stopped: {reason}; fix that, then run the same command again to resume")
+
+
+def _is_of_the_model(reason: str, error: RayError) -> bool:
+    """Whether a worker found that its model is of no use, for that reason."""
+    return f"{ModelError.__module__}.{ModelError.__qualname__}: {reason}" in str(error)

@@ -71,7 +71,7 @@ def measured(
     chosen = {"unit_rows": rows, "batch_tokens": batch_tokens(found.pace, default_batch_tokens(placement.device, model.max_tokens))}
     kept = {name: chosen[name] if getattr(config, name) == "auto" else value for name, value in settings.kept.items()}
     log.info("measured %s tokens/s; using %s", f"{found.pace.tokens_per_second:,.0f}", _in_words(kept))
-    return replace(settings, kept=kept, measured=asdict(found))
+    return replace(settings, kept=kept, measured=settings.measured | asdict(found))
 
 
 def batch_tokens(pace: Measured, default: int) -> int:

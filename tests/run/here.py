@@ -21,10 +21,11 @@ from embedding.errors import EmbeddingJobError
 from embedding.model.spec import ModelSpec
 from embedding.run.attempts import AttemptCounter
 from embedding.run.calibration import calibration_of, with_calibration
-from embedding.run.calibrator import CalibrationJob, Calibrator, calibration_sample
+from embedding.run.calibrator import Calibrator, calibration_job
 from embedding.run.checker import CheckJob, check_stage
 from embedding.run.exchange import decode_checked, encode_unit
 from embedding.run.models import find_model
+from embedding.run.placement import place_workers
 from embedding.run.proof.config import VerifyConfig
 from embedding.run.proof.result import Proof
 from embedding.run.proof.verify import examine, model_of_output
@@ -100,16 +101,8 @@ def embed_here(source: str, output: str, model: Path | str, run: str = "run", **
 
 def measure_here(config: JobConfig, spec: ModelSpec, settings: JobSettings, columns: Columns) -> Calibration:
     """What `run_calibration` does, on a CPU."""
-    sample = calibration_sample(list(read_layouts(list_sources(config.input, config.input_format), columns)), "cpu", config.limit_rows)
-    job = CalibrationJob(
-        model=spec,
-        columns=columns,
-        sample=sample,
-        batch_tokens=settings.kept["batch_tokens"],
-        device="cpu",
-        threads=None,
-        long_text=long_texts_of(config),
-    )
+    layouts = list(read_layouts(list_sources(config.input, config.input_format), columns))
+    job = calibration_job(config, layouts, columns, spec, settings.kept["batch_tokens"], place_workers(config, [{"CPU": 2.0}]))
     return Calibrator(job).find().calibration
 
 
