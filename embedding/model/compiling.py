@@ -40,7 +40,7 @@ def manner_compiled(
     config: Any,
     max_tokens: int,
     device: torch.device,
-    dtype: torch.dtype,
+    product_dtype: torch.dtype,
     switch: Callable[[bool], None],
 ) -> str:
     """Switch the packed layers behind `encode` to compiled ones, if these give the same hidden states [T, D]; how they run from now on.
@@ -54,7 +54,7 @@ def manner_compiled(
     expected_TD = encode(batch)
     try:
         switch(True)
-        reason = difference(encode(batch), expected_TD, dtype)
+        reason = difference(encode(batch), expected_TD, product_dtype)
     except Exception as error:  # noqa: BLE001 - a machine without a C compiler, and whatever else a compiler meets
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:_REASON_CHARS]}"
     if not reason:

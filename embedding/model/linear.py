@@ -15,7 +15,7 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, linear, pad
+from torch.nn.functional import ScalingType, gelu, linear, pad, scaled_mm
 
 _TYPICAL_TOKENS: Final = 1024
 """Of a batch on a CPU: oneDNN lays the weights out for products of that size, and multiplies any other with them."""
@@ -95,13 +95,15 @@ class Fp8Linear(Linear):
     def forward(self, x: Tensor) -> Tensor:
         """The product."""
         x_TI, scales_T1 = _in_eight_bits(x.flatten(0, -2))
-        product_TO: Tensor = torch._scaled_mm(
+        product_TO = scaled_mm(
             x_TI,
             self.weight.t(),
-            scale_a=scales_T1,
-            scale_b=self.scales_1O,
+            scales_T1,
+            ScalingType.RowWise,
+            self.scales_1O,
+            ScalingType.RowWise,
             bias=self.bias,
-            out_dtype=torch.bfloat16,
+            output_dtype=torch.bfloat16,
             use_fast_accum=x.is_cuda,
         )
         return product_TO.view(*x.shape[:-1], -1)
