@@ -15,7 +15,7 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import ScalingType, gelu, linear, pad, scaled_mm
+from torch.nn.functional import gelu, linear, pad
 
 _TYPICAL_TOKENS: Final = 1024
 """Of a batch on a CPU: oneDNN lays the weights out for products of that size, and multiplies any other with them."""
@@ -95,15 +95,13 @@ class Fp8Linear(Linear):
     def forward(self, x: Tensor) -> Tensor:
         """The product."""
         x_TI, scales_T1 = _in_eight_bits(x.flatten(0, -2))
-        product_TO = scaled_mm(
+        product_TO: Tensor = torch._scaled_mm(  # the public scaled_mm stops the compiler of torch 2.11
             x_TI,
             self.weight.t(),
-            scales_T1,
-            ScalingType.RowWise,
-            self.scales_1O,
-            ScalingType.RowWise,
+            scale_a=scales_T1,
+            scale_b=self.scales_1O,
             bias=self.bias,
-            output_dtype=torch.bfloat16,
+            out_dtype=torch.bfloat16,
             use_fast_accum=x.is_cuda,
         )
         return product_TO.view(*x.shape[:-1], -1)
@@ -118,10 +116,22 @@ def _in_eight_bits(numbers: Tensor) -> tuple[Tensor, Tensor]:
 
 def fp8_lacks(device: torch.device) -> str:
     """Why the device does not multiply in fp8, "" where it does. A CPU does, slowly: enough to see what it makes of a model."""
-    if device.type != "cuda" or (capability := torch.cuda.get_device_capability(device)) >= _FP8_CAPABILITY:
+    if device.type != "cuda":
+        return "" if _cpu_multiplies_fp8() else f"torch {torch.__version__} does not multiply in fp8 on a CPU"
+    if (capability := torch.cuda.get_device_capability(device)) >= _FP8_CAPABILITY:
         return ""
     has, needed = (".".join(map(str, version)) for version in (capability, _FP8_CAPABILITY))
     return f"{torch.cuda.get_device_name(device)} has compute capability {has}, and fp8 needs {needed} (Hopper) or later"
+
+
+@functools.cache
+def _cpu_multiplies_fp8() -> bool:
+    """Whether this torch does; 2.11 does not with a scale for each token."""
+    try:
+        Fp8Linear(torch.ones(_FP8_STEP, _FP8_STEP), None)(torch.ones(1, _FP8_STEP))
+    except RuntimeError:
+        return False
+    return True
 
 
 def linear_for(weight: Tensor, bias: Tensor | None, *, fp8: bool = False) -> Linear:

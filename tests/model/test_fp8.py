@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embedding.errors import ModelError
+from embedding.model import linear
 from embedding.model.embedder import Embedder
 from embedding.model.encoder import Encoder
 from embedding.model.linear import Fp8Linear, Linear, fp8_lacks, linear_for
 from tests.model.test_families import worst_cosine
 from tests.model.test_linear import numbers
 from tests.model.tiny import FAMILIES, TEXTS, save_model, spec_of
+
+pytestmark = pytest.mark.skipif(bool(fp8_lacks(torch.device("cpu"))), reason="this torch has no fp8 on CPUs")
 
 
 def apart(found: Tensor, exact: Tensor) -> float:
@@ -83,4 +86,17 @@ def test_a_gpu_without_fp8_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     for capability in ((9, 0), (10, 0)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, capability=capability: capability)
         assert not fp8_lacks(gpu)
-    assert not fp8_lacks(torch.device("cpu"))
+
+
+def test_a_cpu_whose_torch_has_no_fp8_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch 2.11, which has one scale for all tokens alone."""
+
+    def one_scale(*_: object, **__: object) -> Tensor:
+        raise RuntimeError("Now _scaled_mm only supports per-tensor scaling for CPU backend.")
+
+    spec = spec_of(save_model(tmp_path, "bert"))
+    monkeypatch.setattr(torch, "_scaled_mm", one_scale)
+    linear._cpu_multiplies_fp8.cache_clear()
+    with pytest.raises(ModelError, match=r"^torch .* does not multiply in fp8 on a CPU; use --precision bf16$"):
+        Embedder(replace(spec, precision="fp8"), device="cpu")
+    linear._cpu_multiplies_fp8.cache_clear()

@@ -20,6 +20,7 @@ from embedding.corpus.output import Output
 from embedding.corpus.reader import read_layouts
 from embedding.corpus.sources import list_sources
 from embedding.errors import ConfigError, CorpusError, ModelError
+from embedding.model.linear import fp8_lacks
 from embedding.run.calibrator import calibration_job
 from embedding.run.comparer import Comparer
 from embedding.run.placement import place_workers
@@ -30,6 +31,7 @@ from tests.run.conftest import Embed
 from tests.run.here import prove_here
 from tests.support import outputs
 
+pytestmark = pytest.mark.skipif(bool(fp8_lacks(torch.device("cpu"))), reason="this torch has no fp8 on CPUs")
 REFUSED = re.escape("--precision fp8 changes the vectors too much: of 40 vectors of the corpus, the worst has a cosine of 0.9")
 COMPARED = "comparing fp8 with fp32"
 
