@@ -10,7 +10,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -63,8 +63,12 @@ def _share_of_products(model: BenchModel, lanes: int, batch_seconds: float) -> f
     return batches * batch_seconds / lanes / (time.perf_counter() - started)
 
 
-def _sleeping(seconds: float) -> type[Linear]:
+def _sleeping(seconds: float) -> Callable[..., Linear]:
     class Sleeping(Linear):
+        def __init__(self, weight: Tensor, bias: Tensor | None, *, fp8: bool) -> None:
+            assert not fp8
+            super().__init__(weight, bias)
+
         def forward(self, x: Tensor) -> Tensor:
             time.sleep(seconds)
             return super().forward(x)
