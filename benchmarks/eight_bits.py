@@ -72,7 +72,7 @@ def main(words: Sequence[str] | None = None) -> Result:
 
 
 def int8_product(found_TF: Tensor, weight_OF: Tensor, bias_O: Tensor) -> Tensor:
-    """The same by integers of 8 bits, with and without a sign. Computed in float32, which holds every sum of such products here."""
+    """What `Linear` gives, by integers of 8 bits: [T, O] in bfloat16. Computed in float32, which holds every sum of such products here."""
     found, weight = found_TF.float(), weight_OF.float()
     least_T1, most_T1 = found.amin(1, keepdim=True).clamp(max=0), found.amax(1, keepdim=True).clamp(min=0)
     found_scales_T1 = ((most_T1 - least_T1) / 255).clamp_min(_LEAST_SCALE)
