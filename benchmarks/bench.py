@@ -36,7 +36,7 @@ from embedding.model.linear import fp8_lacks
 STAGES = ("tokenizer", "encoder", "write", "launches", "parquet", "peers", "memory", "sharing", "sweep")
 _ON_GPUS = ("sharing", "sweep")
 """Run on a CPU only if asked for."""
-_LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "nanotoken", "pyarrow", "numpy", "sentence-transformers", "onnxruntime")
+_LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "nanotoken", "pyarrow", "numpy", "sentence-transformers", "onnxruntime", "daft")
 _TOKENIZED_TOKENS = 400_000
 """The tokenizer stage takes a longer corpus: it is fast."""
 

@@ -29,9 +29,9 @@ from benchmarks.setting import Result
 from embedding.config import Precision
 from embedding.model.embedder import Embedder
 from embedding.model.linear import Fp8Linear, Linear
+from embedding.model.parity import cosines
+from embedding.run.comparer import LEAST_COSINE
 
-LEAST_COSINE = 0.999
-"""What the vectors must keep of those in fp32 to be worth a faster product."""
 _BATCH_TOKENS = 4096
 _LEAST_SCALE = 1e-12
 
@@ -112,8 +112,8 @@ def _vectors(model: BenchModel, precision: Precision, texts: Sequence[str]) -> n
 
 
 def _kept(exact_RD: npt.NDArray[np.float32], found_RD: npt.NDArray[np.float32]) -> dict[str, float]:
-    cosines_R = (exact_RD * found_RD).sum(1) / np.linalg.norm(exact_RD, axis=1) / np.linalg.norm(found_RD, axis=1)
-    return {"least": float(cosines_R.min()), "1% below": float(np.quantile(cosines_R, 0.01)), "half below": float(np.median(cosines_R))}
+    kept_R = cosines(found_RD, exact_RD)
+    return {"least": float(kept_R.min()), "1% below": float(np.quantile(kept_R, 0.01)), "half below": float(np.median(kept_R))}
 
 
 def _options(words: Sequence[str] | None) -> argparse.Namespace:

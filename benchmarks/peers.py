@@ -23,13 +23,14 @@ from embedding.config import Precision
 from embedding.model.embedder import Embedder
 from embedding.model.encoder import DTYPES
 from embedding.model.generic import auto_class_of
+from embedding.model.parity import cosines
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
 Embed: TypeAlias = Callable[[list[str], int], Vectors]
 """(texts, rows in a batch) -> vectors [rows, width], length 1."""
 
 _BATCH_ROWS = {"cpu": (8, 32, 128), "cuda": (128, 512, 2048)}
-_LEAST_COSINE = 0.99
+LEAST_COSINE = 0.99
 """A peer below it, such as one whose export lost a mask, has done other work. Half precision stays above."""
 OURS = "this project"
 
@@ -46,21 +47,21 @@ def peers_stage(setting: Setting, scratch: Path) -> Result:
     expected = ours()
     missing: dict[str, str] = {}
     batch_rows: dict[str, int] = {}
-    cosines: dict[str, float] = {}
+    kept: dict[str, float] = {}
     contestants: dict[str, Callable[[], Vectors]] = {OURS: ours}
     for name, make in _peers(setting, scratch).items():
         try:
             embed = _with_threads(setting.threads, make())
             batch_rows[name] = _best_batch(embed, setting)
             peer = _bind(embed, setting.texts, batch_rows[name])
-            cosines[name] = _worst_cosine(peer(), expected)
+            kept[name] = float(cosines(peer(), expected).min())
         except Exception as error:  # noqa: BLE001 - a peer that is not there or cannot run is a line of the table
             missing[name] = one_line(error)
             continue
-        if cosines[name] >= _LEAST_COSINE:
+        if kept[name] >= LEAST_COSINE:
             contestants[name] = peer
         else:
-            missing[name] = f"its vectors are others, with a cosine of {cosines[name]:.3f} at worst"
+            missing[name] = f"its vectors are others, with a cosine of {kept[name]:.3f} at worst"
     times = interleave(contestants, setting.rounds, warm=False)
     tokens = len(embedder.tokenize(setting.texts).ids)
     return {
@@ -71,14 +72,9 @@ def peers_stage(setting: Setting, scratch: Path) -> Result:
         "rows_per_second": {name: rate(len(setting.texts), value) for name, value in times.items()},
         "ratio": {name: ratio(times[OURS], value) for name, value in times.items() if name != OURS},
         "batch_rows": batch_rows,
-        "worst_cosine_to_this_project": cosines,
+        "worst_cosine_to_this_project": kept,
         "not_measured": missing,
     }
-
-
-def _worst_cosine(found: Vectors, expected: Vectors) -> float:
-    one, other = (vectors / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True) for vectors in (found, expected))
-    return float(np.einsum("rd,rd->r", one, other).min())
 
 
 def _bind(embed: Embed, texts: list[str], rows: int) -> Callable[[], Vectors]:

@@ -13,10 +13,12 @@ import pytest
 import torch
 from transformers import PreTrainedConfig
 
-from benchmarks import eight_bits, families, lanes, parity, peers, scale
+from benchmarks import eight_bits, families, jobs, lanes, parity, peers, scale
 from benchmarks.bench import main, table
 from benchmarks.data import find_model, make_model, make_texts
+from benchmarks.peers import OURS
 from benchmarks.planning import plan_stage
+from benchmarks.programs import PROGRAMS
 from benchmarks.setting import Setting
 from benchmarks.timing import interleave, ratio
 from embedding.model.tokenizer import Tokenizer
@@ -68,6 +70,20 @@ def test_families_beside_berts(tmp_path: Path, capsys: pytest.CaptureFixture[str
     printed = capsys.readouterr().out
     assert "mpnet: " in printed
     assert "electra: not measured: ValueError: no 1 layers of 128" in printed
+
+
+def test_whole_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROGRAMS, "nothing", lambda *_: None)  # not in the process that is to run it
+    words = ["--model", "tiny", "--lengths", "lognormal:8", "--tokens", "300", "--rounds", "1", "--batch-rows", "8"]
+    peers = ["sentence-transformers", "Ray Data", "nothing"]
+    found = jobs.main([*words, "--peers", *peers, "--out", str(tmp_path / "jobs.json")])
+    assert json.loads((tmp_path / "jobs.json").read_text()) == found
+    assert list(found["seconds"]) == [OURS, "sentence-transformers", "Ray Data"]
+    assert min(found["worst_cosine_to_this_project"].values()) > 0.9999
+    assert found["batch_rows"] == {"sentence-transformers": 8, "Ray Data": 8}
+    printed = capsys.readouterr().out
+    assert "| sentence-transformers | " in printed
+    assert "| nothing | not measured: " in printed
 
 
 def test_a_model_of_ones_own(tmp_path: Path) -> None:

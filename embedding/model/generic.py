@@ -132,14 +132,14 @@ class GenericEncoder:
             bias: Tensor | None = module.bias
             self.module.set_submodule(name, linear_for(module.weight.detach(), bias.detach() if bias is not None else None, fp8=fp8))
         try:
-            reason = difference(self(batch), expected_TD, self._dtype)
+            found_TD = self(batch)
         except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
             if fp8:
                 what = f"the {self.module.config.model_type} classes of transformers do not run in fp8 ({first_line(error)})"
                 raise ModelError(f"{what}; use --precision bf16") from error
             reason = str(error)
-        if fp8:
-            return
+        else:
+            reason = "" if fp8 else difference(found_TD, expected_TD, self._dtype)
         if reason:
             log.info("%s keeps torch's own matrix products: %s", type(self.module).__name__, reason)
             for name, module in plain.items():

@@ -1,12 +1,13 @@
 """Whether a faster way gives the same: rows to try it on, and how far two results lie apart."""
 
-# Shape suffixes: T packed tokens, D width.
+# Shape suffixes: T packed tokens, D width, R rows.
 
 from __future__ import annotations
 
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -42,3 +43,11 @@ def difference(found_TD: Tensor, expected_TD: Tensor, dtype: torch.dtype) -> str
     spread = (expected_TD - expected_TD.mean(0)).norm(dim=1).mean()
     off = float(((found_TD.float() - expected_TD).norm(dim=1) / spread).max())
     return "" if off <= _TOLERANCES[dtype] else f"hidden states differ by {off:.2g} of their spread"
+
+
+def cosines(found_RD: npt.NDArray[np.float32], expected_RD: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Of the vectors of each row, [R]; 1 where both are 0, as those of empty texts can be."""
+    found, expected = found_RD.astype(np.float64), expected_RD.astype(np.float64)
+    lengths_R = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    same_R = (found == expected).all(axis=1)
+    return np.where(same_R, 1.0, (found * expected).sum(axis=1) / np.maximum(lengths_R, np.finfo(np.float64).tiny))

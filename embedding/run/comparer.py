@@ -1,6 +1,6 @@
 """What a precision makes of a corpus: a sample of it, embedded in that precision and in float32. Knows no Ray."""
 
-# Shape suffixes: P pieces of texts, W numbers of a row's vectors side by side.
+# Shape suffixes: P pieces of texts.
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from embedding.config import Precision
 from embedding.corpus.vectors import VectorColumns
+from embedding.model.parity import cosines
 from embedding.run.calibrator import CalibrationJob, sample_texts
 from embedding.run.models import model_folder
 from embedding.run.pieces import submit_pieces
@@ -21,6 +21,8 @@ from embedding.run.sample import OnSample
 if TYPE_CHECKING:
     from embedding.model.embedder import EmbeddedTexts
 
+LEAST_COSINE: Final = 0.999
+"""Of every vector of the sample with that of the same text in fp32, for products of 8 bits to be worth having."""
 _TEXTS: Final = {"cpu": 300, "cuda": 2_000}
 """A CPU needs some minutes for more, in fp8."""
 
@@ -52,8 +54,8 @@ class Comparer(OnSample[CalibrationJob]):
             return Fidelity(0, 1.0, 1.0)
         columns = VectorColumns(self._job.model.columns)
         one, other = (columns.parts(each.vectors_RD[both_P]) for each in (found, exact))
-        cosines = np.concatenate([_cosines(one[name], other[name]) for name in one])
-        return Fidelity(int(both_P.sum()), float(cosines.min()), float(np.median(cosines)))
+        kept = np.concatenate([cosines(one[name], other[name]) for name in one])
+        return Fidelity(int(both_P.sum()), float(kept.min()), float(np.median(kept)))
 
     def _embedded(self, precision: Precision, texts: Sequence[str]) -> EmbeddedTexts:
         from embedding.model.embedder import Embedder  # not for the driver, which needs only what is found
@@ -62,11 +64,3 @@ class Comparer(OnSample[CalibrationJob]):
         model = replace(job.model, precision=precision)
         embedder = Embedder(model, device=job.device, threads=job.threads, folder=model_folder(model))
         return submit_pieces(embedder, embedder.windows(job.long_text)(texts), job.batch_tokens)()
-
-
-def _cosines(one_PW: npt.NDArray[np.float32], other_PW: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Of rows; 1 where both are 0, as the vectors of empty texts can be."""
-    one, other = one_PW.astype(np.float64), other_PW.astype(np.float64)
-    lengths_P = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    same_P = (one == other).all(axis=1)
-    return np.where(same_P, 1.0, (one * other).sum(axis=1) / np.maximum(lengths_P, np.finfo(np.float64).tiny))

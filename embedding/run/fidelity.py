@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Final
 
 from embedding.config import JobConfig
 from embedding.corpus.columns import Columns
@@ -15,14 +14,11 @@ from embedding.errors import ConfigError, CorpusError, EmbeddingJobError, count
 from embedding.model.spec import ModelSpec
 from embedding.run.calibrator import calibration_job
 from embedding.run.cluster import Cluster
-from embedding.run.comparer import Comparer, Fidelity
+from embedding.run.comparer import LEAST_COSINE, Comparer, Fidelity
 from embedding.run.pipeline import run_comparison
 from embedding.run.placement import place_workers
 
 log = logging.getLogger(__name__)
-
-LEAST_COSINE: Final = 0.999
-"""Of every vector of the sample with that of the same text in fp32."""
 
 
 def with_fidelity(
