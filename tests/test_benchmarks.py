@@ -77,7 +77,7 @@ def test_whole_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     words = ["--model", "tiny", "--lengths", "lognormal:8", "--tokens", "300", "--rounds", "1", "--batch-rows", "8"]
     peers = ["sentence-transformers", "Ray Data", "nothing"]
     found = jobs.main([*words, "--peers", *peers, "--out", str(tmp_path / "jobs.json")])
-    assert json.loads((tmp_path / "jobs.json").read_text()) == found
+    assert json.loads((tmp_path / "jobs.json").read_text())["seconds"] == found["seconds"]
     assert list(found["seconds"]) == [OURS, "sentence-transformers", "Ray Data"]
     assert min(found["worst_cosine_to_this_project"].values()) > 0.9999
     assert found["batch_rows"] == {"sentence-transformers": 8, "Ray Data": 8}

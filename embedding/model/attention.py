@@ -49,6 +49,15 @@ def has_kernel(device: torch.device, dtype: torch.dtype, head_width: int) -> boo
     return torch.cuda.get_device_capability(device) >= _FLASH_CAPABILITY
 
 
+def keep_to_flash_attention(device: torch.device) -> None:
+    """Let this process do without cuDNN's attention, which plans a kernel for each shape of a batch, tens of milliseconds each.
+
+    torch prefers it on Hopper from 2.14 on (pytorch issues 187770, 191576), and hardly two batches here have the same shape.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def _by_kernel(
     query_THK: Tensor, key_TGK: Tensor, value_TGK: Tensor, rows: PackedRows, scaling: float | None, causal: bool, window: int | None
 ) -> Tensor:
@@ -56,10 +65,12 @@ def _by_kernel(
     from torch.nn.attention.varlen import varlen_attn  # brings torch's compiler, a second and a half that a CPU need not spend
 
     reach = -1 if window is None else window - 1
-    grouped: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    if _kernel_takes("num_splits") and not torch.version.hip:
+        options["num_splits"] = 1  # torch 2.14, which asks no setting, leaves cuDNN for it; and no row's bits depend on other rows
     if query_THK.shape[1] != key_TGK.shape[1]:
-        if _kernel_groups_queries():
-            grouped["enable_gqa"] = True
+        if _kernel_takes("enable_gqa"):
+            options["enable_gqa"] = True
         else:
             key_TGK, value_TGK = (_ungrouped(query_THK, heads_TGK) for heads_TGK in (key_TGK, value_TGK))
     result = varlen_attn(
@@ -72,17 +83,17 @@ def _by_kernel(
         rows.longest,
         scale=scaling,
         window_size=(reach, 0 if causal else reach),
-        **grouped,
+        **options,
     )
     assert isinstance(result, Tensor)
     return result
 
 
-def _kernel_groups_queries() -> bool:
-    """Whether several heads of queries can share one of keys; torch 2.11 cannot. Not cached: its compiler does not look into caches."""
+def _kernel_takes(option: str) -> bool:
+    """Whether this torch's kernel has the option; 2.11's has neither. Not cached: torch's compiler does not look into caches."""
     from torch.nn.attention.varlen import varlen_attn
 
-    return "enable_gqa" in signature(varlen_attn).parameters
+    return option in signature(varlen_attn).parameters
 
 
 def _by_length(

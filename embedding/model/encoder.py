@@ -15,6 +15,7 @@ from torch import Tensor
 
 from embedding.config import Precision
 from embedding.errors import ModelError
+from embedding.model.attention import keep_to_flash_attention
 from embedding.model.bert import read_bert
 from embedding.model.linear import fp8_lacks
 from embedding.model.packing import PackedBatch
@@ -48,6 +49,7 @@ class Encoder:
         fp8 = precision == "fp8"
         if fp8 and (lack := fp8_lacks(device)):
             raise ModelError(f"{lack}; use --precision bf16")
+        keep_to_flash_attention(device)
         self._model = _load(spec, folder, device, self.dtype, fp8=fp8)
         self.packed, self.manner = self._model.packed, self._model.manner
         if self.manner != "packed":

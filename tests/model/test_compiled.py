@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention import varlen
+from torch.nn.attention import SDPBackend, varlen
 from torch.nn.functional import scaled_dot_product_attention
 
 from embedding.config import Precision
@@ -46,6 +47,8 @@ def kernel_on_cpu(
     *more: Any,
 ) -> tuple[Tensor, ...]:
     """Row by row what flash attention does at once; `longest` bounds its launch, so that it has to be right."""
+    assert more[3:4] in [(), (1,)]  # num_splits, where this torch has it
+    assert more[4:5] in [(), (SDPBackend.FLASH_ATTENTION.value,)]
     places = starts.tolist()
     assert starts.dtype == torch.int32
     assert longest == longest_key == max(np.diff(places))
@@ -60,10 +63,18 @@ def kernel_on_cpu(
     return found, query.new_empty(0), torch.zeros(2, dtype=torch.uint64)
 
 
+@contextmanager
+def cudnn_as_before() -> Iterator[None]:
+    enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    yield
+    torch.backends.cuda.enable_cudnn_sdp(enabled)
+
+
 @pytest.fixture(autouse=True)
 def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let CPUs take the path of GPUs in half precision."""
-    with torch.library._scoped_library("torch_attn", "FRAGMENT") as library:
+    with torch.library._scoped_library("torch_attn", "FRAGMENT") as library, cudnn_as_before():
+        attention.keep_to_flash_attention(torch.device("cuda"))
         torch.library.register_kernel(VARLEN, "cpu", kernel_on_cpu, lib=library)
         for module in (bert, generic):
             monkeypatch.setattr(module, "has_kernel", lambda _, dtype, _width: dtype == HALF)
@@ -153,6 +164,13 @@ def test_only_gpus_with_flash_attention_have_the_kernel(capability: tuple[int, i
     assert [attention.has_kernel(gpu, dtype, 64) for dtype in (HALF, torch.float16, torch.float32)] == [has_it, has_it, False]
     assert [attention.has_kernel(gpu, HALF, width) for width in (8, 26, 96, 256, 264)] == [has_it, False, has_it, has_it, False]
     assert not attention.has_kernel(torch.device("cpu"), HALF, 64)
+
+
+def test_attention_by_cudnn_is_left_out_on_gpus_alone() -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    for device, enabled in (("cpu", True), ("cuda", False)):
+        attention.keep_to_flash_attention(torch.device(device))
+        assert torch.backends.cuda.cudnn_sdp_enabled() == enabled
 
 
 def test_a_model_that_fits_in_half_precision_alone_is_cast_before_it_is_brought_there(
