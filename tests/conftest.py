@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,8 @@ os.environ.update(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the behaviour that Ray announces for its next version, without the announcement
     }
 )
+if "PYTEST_XDIST_WORKER" in os.environ:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else Ctrl-C leaves a worker no time to end what its tests have started
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 """The same examples at every run; HYPOTHESIS_PROFILE=default looks for new ones."""
 
