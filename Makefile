@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 BENCH_PYTHON ?= $(BIN)/python
 # A GPU machine need not have the environment of this folder: make bench-gpu BENCH_PYTHON=python3.
 
-.PHONY: help demo test test-browser chromium fish test-deploy test-spark chaos scale bench bench-gpu lint format audit clean
+.PHONY: help demo test test-newest test-browser chromium fish test-deploy test-spark chaos scale bench bench-gpu lint format audit clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
@@ -22,6 +22,11 @@ demo: .venv/demo.stamp  ## Embed the docstrings of Python's standard library and
 
 test: lint  ## Lint, type check and run the tests, two files at a time
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-newest:  ## Run the tests with the newest releases that pyproject.toml allows, in .venv-newest
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
+	.venv-newest/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 test-browser: .venv/dev.stamp chromium  ## Look at a report in Chromium; as root, install Debian's where there is none
 	$(BIN)/python -m pytest tests/run/test_report_browser.py
@@ -68,7 +73,7 @@ audit:  ## Look up the pinned dependencies in the database of known vulnerabilit
 	.venv/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 clean:  ## Remove the environment, the demo and every cache
-	rm -rf .venv .venv-deploy demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-deploy .venv-newest demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/%.stamp: pyproject.toml constraints.txt

@@ -7,6 +7,7 @@ The cluster and the job run on the interpreter that NODE_PYTHON names, which has
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from deploy.airflow.embed_corpus_dag import EmbedCorpusOperator, dag
 from deploy.dagster.embed_corpus_asset import EmbedCorpus, defs, vectors
 from embedding.run import submission
-from embedding.run.cli import parse
 from tests.deploy.job_server import job_server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -46,8 +46,11 @@ def options() -> list[list[str]]:
 
 
 def test_both_ask_for_what_the_job_understands() -> None:
-    configs = [parse(arguments) for arguments in options()]
-    assert configs[0] == configs[1] is not None
+    """Where the job's own dependencies are."""
+    script = "import sys; from embedding.run.cli import parse; print(repr(parse(sys.argv[1:])))"
+    first, second = (subprocess.check_output([NODE_PYTHON, "-c", script, *arguments], text=True) for arguments in options())
+    assert first == second
+    assert first.startswith("JobConfig(")
 
 
 def operator() -> EmbedCorpusOperator:
