@@ -1,7 +1,7 @@
 """The job on a Ray cluster, from outside of it: submit it, watch it, and learn how it ended. For schedulers such as Airflow and Dagster.
 
-Imports neither torch nor the pipeline: besides this package without its dependencies, a scheduler needs ray[default], pydantic and
-cyclopts. Address and token come from where Ray's own commands take them: RAY_API_SERVER_ADDRESS, RAY_AUTH_MODE and RAY_AUTH_TOKEN.
+Imports neither torch nor the pipeline: besides this package without its dependencies, a scheduler needs ray[default], cyclopts and
+tenacity. Address and token come from where Ray's own commands take them: RAY_API_SERVER_ADDRESS, RAY_AUTH_MODE and RAY_AUTH_TOKEN.
 """
 
 from __future__ import annotations

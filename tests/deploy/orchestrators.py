@@ -27,8 +27,8 @@ NODE_PYTHON = os.environ["NODE_PYTHON"]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[None]:
-    """A cluster of which the environment of this process tells."""
-    with job_server(NODE_PYTHON) as started, pytest.MonkeyPatch.context() as patch:
+    """A cluster of which the environment of this process tells; without a token, for which Ray looks at its first use alone."""
+    with job_server(NODE_PYTHON, asks_for_token=False) as started, pytest.MonkeyPatch.context() as patch:
         for name, value in started.environment().items():
             patch.setenv(name, value)
         yield
