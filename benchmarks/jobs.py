@@ -1,6 +1,6 @@
 """Whole jobs side by side, Parquet in and Parquet out, each run a process from its start to its end: `python -m benchmarks.jobs --help`.
 
-Beside the corpus, each embeds one of a few texts in every round: what that takes is its start, and the rest is work.
+Before the rounds over the corpus, each embeds a few texts in as many rounds: what that takes is its start, and the rest is work.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.bench import circumstances, save
 from benchmarks.data import find_model, make_texts
-from benchmarks.peers import LEAST_COSINE, OURS, Vectors
+from benchmarks.peers import OURS, Vectors, unlikeness
 from benchmarks.programs import HAVE_BATCH_ROWS, PROGRAMS
 from benchmarks.setting import Result, one_line
 from benchmarks.timing import interleave, rate, ratio, seconds
@@ -85,8 +85,9 @@ class Jobs:
         found, expected = self._vectors(name), self._vectors(OURS)
         if found.shape != expected.shape:
             raise ValueError(f"it wrote vectors of shape {found.shape} and not {expected.shape}")
-        if (least := float(cosines(found, expected).min())) < LEAST_COSINE:
-            raise ValueError(f"its vectors are others, with a cosine of {least:.3f} at worst")
+        least = float(cosines(found, expected).min())
+        if unlike := unlikeness(least):
+            raise ValueError(unlike)
         return least
 
     def _vectors(self, name: str) -> Vectors:

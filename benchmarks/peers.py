@@ -30,7 +30,7 @@ Embed: TypeAlias = Callable[[list[str], int], Vectors]
 """(texts, rows in a batch) -> vectors [rows, width], length 1."""
 
 _BATCH_ROWS = {"cpu": (8, 32, 128), "cuda": (128, 512, 2048)}
-LEAST_COSINE = 0.99
+_LEAST_COSINE = 0.99
 """A peer below it, such as one whose export lost a mask, has done other work. Half precision stays above."""
 OURS = "this project"
 
@@ -58,10 +58,10 @@ def peers_stage(setting: Setting, scratch: Path) -> Result:
         except Exception as error:  # noqa: BLE001 - a peer that is not there or cannot run is a line of the table
             missing[name] = one_line(error)
             continue
-        if kept[name] >= LEAST_COSINE:
-            contestants[name] = peer
+        if unlike := unlikeness(kept[name]):
+            missing[name] = unlike
         else:
-            missing[name] = f"its vectors are others, with a cosine of {kept[name]:.3f} at worst"
+            contestants[name] = peer
     times = interleave(contestants, setting.rounds, warm=False)
     tokens = len(embedder.tokenize(setting.texts).ids)
     return {
@@ -75,6 +75,11 @@ def peers_stage(setting: Setting, scratch: Path) -> Result:
         "worst_cosine_to_this_project": kept,
         "not_measured": missing,
     }
+
+
+def unlikeness(least_cosine: float) -> str:
+    """A sentence if vectors with this cosine to ours at worst are others, or no numbers, else ""."""
+    return "" if least_cosine >= _LEAST_COSINE else f"its vectors are others, with a cosine of {least_cosine:.3f} at worst"
 
 
 def _bind(embed: Embed, texts: list[str], rows: int) -> Callable[[], Vectors]:
