@@ -66,7 +66,7 @@ def test_half_precision_is_near(folder: Path) -> None:
     exact, near = (Embedder(each) for each in (spec, replace(spec, precision="bf16")))
     tokens = exact.tokenize(TEXTS)
     assert near.packed == exact.packed
-    assert 0.998 < worst_cosine(exact.embed(tokens, 1000).vectors_RD, near.embed(tokens, 1000).vectors_RD) < 0.9999999
+    assert 0.995 < worst_cosine(exact.embed(tokens, 1000).vectors_RD, near.embed(tokens, 1000).vectors_RD) < 0.9999999
 
 
 def test_batches_do_not_change_vectors(folder: Path) -> None:
