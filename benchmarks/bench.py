@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,7 +29,7 @@ from benchmarks.launches import launch_stage
 from benchmarks.peers import OURS, peers_stage
 from benchmarks.setting import Result, Setting, one_line
 from benchmarks.sharing import sharing_stage
-from benchmarks.stages import cuda_sweep, encoder_stage, memory_stage, parquet_stage, tokenizer_stage, write_stage
+from benchmarks.stages import cuda_sweep, encoder_by_precision, memory_stage, parquet_stage, tokenizer_stage, write_stage
 from embedding.config import Precision
 from embedding.model.linear import fp8_lacks
 
@@ -82,26 +82,26 @@ def circumstances(words: Sequence[str] | None, options: argparse.Namespace) -> R
 
 
 def save(found: Result, out: Path | None) -> None:
-    """Write what is known; after each stage, so that a run that is ended has measured something."""
+    """Write what is known; after each step of a stage, so that a run that is ended has measured something."""
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _measure(lengths: str, model: BenchModel, options: argparse.Namespace, scratch: Path) -> Iterator[Result]:
-    """All stages on one corpus, what is known after each; one that fails here is listed with its reason."""
+    """All stages on one corpus, what is known after each step; one that fails here is listed with its reason."""
     texts = make_texts(lengths, model, options.tokens)
     setting = Setting.of(model, texts, options.device, options.precision[0], options.rounds, options.threads)
     more = make_texts(lengths, model, min(_TOKENIZED_TOKENS, 10 * options.tokens))
-    stages: dict[str, Callable[[], object]] = {
-        "tokenizer": lambda: tokenizer_stage(replace(setting, texts=more, precision="fp32")),
-        "encoder": lambda: {precision: encoder_stage(replace(setting, precision=precision)) for precision in options.precision},
-        "write": lambda: write_stage(setting, scratch),
-        "launches": lambda: launch_stage(setting),
-        "parquet": lambda: parquet_stage(setting, scratch),
-        "peers": lambda: peers_stage(setting, scratch),
-        "memory": lambda: memory_stage(setting, scratch),
-        "sharing": lambda: sharing_stage(setting),
+    stages: dict[str, Callable[[], Iterable[object]]] = {
+        "tokenizer": lambda: [tokenizer_stage(replace(setting, texts=more, precision="fp32"))],
+        "encoder": lambda: encoder_by_precision(setting, options.precision),
+        "write": lambda: [write_stage(setting, scratch)],
+        "launches": lambda: [launch_stage(setting)],
+        "parquet": lambda: [parquet_stage(setting, scratch)],
+        "peers": lambda: [peers_stage(setting, scratch)],
+        "memory": lambda: [memory_stage(setting, scratch)],
+        "sharing": lambda: [sharing_stage(setting)],
         "sweep": lambda: cuda_sweep(setting, options.precision),
     }
     found: Result = {"texts": len(texts), "batch_tokens": setting.batch_tokens, "stages": {}, "not_measured": {}}
@@ -110,10 +110,12 @@ def _measure(lengths: str, model: BenchModel, options: argparse.Namespace, scrat
         gc.collect()
         torch.cuda.empty_cache()
         try:
-            found["stages"][name] = stages[name]()
+            for known in stages[name]():
+                found["stages"][name] = known
+                yield found
         except Exception as error:  # noqa: BLE001 - a row of the table, not the end of it
             found["not_measured"][name] = one_line(error)
-        yield found
+            yield found
 
 
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
@@ -203,6 +205,9 @@ def _rows(corpus: Result) -> Iterator[tuple[str, str]]:
             yield f"tokenizer: {name}", f"{speed:.1f} MB/s, {stage['tokens_per_second'][name]:,.0f} tokens/s"
         yield "tokenizer: ratio", f"{stage['ratio']:.1f}, {stage['mismatches']} of {stage['texts']:,} texts cut otherwise"
     for precision, stage in stages.get("encoder", {}).items():
+        if "not_measured" in stage:
+            yield f"encoder {precision}", f"not measured: {stage['not_measured']}"
+            continue
         yield f"encoder {precision}", f"{stage['tokens_per_second']:,.0f} tokens/s"
         peak = f"{stage['matrix_tflops']:.2f} TFLOP/s by {stage['matrix_products']}"
         yield f"encoder {precision}: share of the matrix rate", f"{stage['mfu']:.0%} of {peak}"

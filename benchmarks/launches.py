@@ -15,8 +15,6 @@ import pyarrow as pa
 import torch
 
 from benchmarks.setting import Result, Setting
-from embedding.corpus.shard import shard_table
-from embedding.corpus.shards.parquet import PARQUET
 from embedding.model.spec import TRUNCATE
 from embedding.model.tokenizer import Tokenizer
 from embedding.model.windows import Windows
@@ -28,6 +26,9 @@ _HELD_SECONDS = 1e-3
 
 def launch_stage(setting: Setting) -> Result:
     """Time that launches were held up while a GPU's unit was tokenized and its shard was made, and the longest of these times."""
+    from embedding.corpus.shard import shard_table
+    from embedding.corpus.shards.parquet import PARQUET
+
     spec = setting.model.spec("fp32")
     windows = Windows(Tokenizer(spec, setting.model.folder), spec.max_tokens, TRUNCATE)
     texts = pa.array((setting.texts * -(-_ROWS // len(setting.texts)))[:_ROWS])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -238,8 +238,8 @@ def _held_megabytes() -> tuple[float, float]:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, torch.cuda.memory_reserved() / 1e6 if torch.cuda.is_available() else 0.0
 
 
-def cuda_sweep(setting: Setting, precisions: tuple[Precision, ...]) -> list[Result]:
-    """The encoder by batch size, precision and torch.compile; what fails is listed with its reason."""
+def cuda_sweep(setting: Setting, precisions: Sequence[Precision]) -> Iterator[list[Result]]:
+    """The encoder by batch size, precision and torch.compile, what is known after each; what fails is listed with its reason."""
     found: list[Result] = []
     for precision in precisions:
         for batch_tokens in (8_192, 16_384, 32_768, 65_536, 131_072, 262_144):
@@ -252,4 +252,15 @@ def cuda_sweep(setting: Setting, precisions: tuple[Precision, ...]) -> list[Resu
                     cause = {"not_measured": one_line(error)}
                     found.append({"precision": precision, "batch_tokens": batch_tokens, "compiled": compiled, **cause})
                 found[-1]["wall_seconds"] = time.perf_counter() - started
-    return found
+                yield found
+
+
+def encoder_by_precision(setting: Setting, precisions: Sequence[Precision]) -> Iterator[dict[str, Result]]:
+    """The encoder in each, what is known after each; one that fails is listed with its reason."""
+    found: dict[str, Result] = {}
+    for precision in precisions:
+        try:
+            found[precision] = encoder_stage(replace(setting, precision=precision))
+        except Exception as error:  # noqa: BLE001 - a row of the table, not the end of it
+            found[precision] = {"not_measured": one_line(error)}
+        yield found

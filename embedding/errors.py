@@ -51,6 +51,10 @@ class ModelUnreachableError(EmbeddingJobError):
     """The model cannot be fetched now, such as from a hub that does not answer; running again can help."""
 
 
+class ClusterError(EmbeddingJobError):
+    """The Ray cluster cannot be joined now."""
+
+
 class CorpusError(ConfigError):
     """The corpus as a whole cannot be used: nothing matched, a column is missing or is not text."""
 

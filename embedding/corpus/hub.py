@@ -10,9 +10,8 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -31,6 +30,8 @@ from embedding.errors import AccessError, ConfigError, CorpusError, SourceChange
 
 PROTOCOL = "hf://"
 _DATASETS = f"{PROTOCOL}datasets/"
+_NO_ANSWER = cast(type[Exception], next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"))
+"""What a connection that fails raises: of httpx or httpx2, whichever the installed huggingface_hub asks by."""
 
 
 def is_of_hub(url: str) -> bool:
@@ -109,7 +110,7 @@ def as_of_a_store(what: str) -> Iterator[None]:
         if error.response.status_code in (401, 403):
             raise PermissionError(first_line(error)) from error
         raise
-    except httpx2.HTTPError as error:
+    except _NO_ANSWER as error:
         raise ConnectionError(first_line(error)) from error
 
 

@@ -26,7 +26,7 @@ from embedding.corpus.requests import explained, is_of_store
 from embedding.corpus.shards.dataset import TRANSACTIONS, VERSIONS
 from embedding.corpus.shards.form import ShardForm
 from embedding.corpus.shards.parquet import PARQUET
-from embedding.corpus.storage import TEMPORARY, open_storage
+from embedding.corpus.storage import DELETIONS, TEMPORARY, open_storage
 from embedding.corpus.vectors import Calibration, digest
 from embedding.errors import ConfigError, SettingsChangedError, StorageError, count
 
@@ -39,8 +39,6 @@ _JOB = "_control/job.json"
 REJECTED = "_control/rejected"
 _SHARD_NAME = re.compile(r"-\d{10,}-([0-9a-f]{16})\.(parquet|lance)$")
 _FOOTER_THREADS = 32
-_DELETIONS = 1000
-"""In one request, at most."""
 _MANIFEST_FACTS = ("rows", "rejected", "tokens", "truncated", "chunks")
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -184,10 +182,7 @@ class Output:
         records = self.records(units, committed, _MANIFEST_FACTS)
         listed = manifest(units, committed, records)
         self.form.publish(self.storage, listed, still_ours)
-        unclaimed = self._unclaimed(units, committed, records)
-        for start in range(0, len(unclaimed), _DELETIONS):
-            still_ours()
-            self.storage.delete(unclaimed[start : start + _DELETIONS])
+        self._delete(self._unclaimed(units, committed, records), still_ours)
         for name, data in ((MANIFEST, parquet_bytes(listed)), (SUCCESS, b"")):
             still_ours()
             self.storage.put(name, data)
@@ -230,16 +225,19 @@ class Output:
                     raise
                 raise StorageError(f"{self.url}/{unit.shard} is not a complete shard; delete it and run the same command again") from error
 
-    def clear(self) -> None:
+    def clear(self, still_ours: Callable[[], None]) -> None:
         """Delete everything of the job: a dataset's versions before what they point at, and the settings last, so that an interrupted
-        clearing cannot be resumed by mistake.
+        clearing cannot be resumed by mistake. `still_ours` is as in `complete`.
         """
-        self.mark_incomplete()
         versions = [*self.storage.list(VERSIONS), *self.storage.list(TRANSACTIONS)]
         names = [*self.shards(), *self.storage.list("_control")]
-        for some in (versions, [name for name in names if name not in (_JOB, LEASE)], [_JOB]):
-            if some:
-                self.storage.delete(some)
+        for some in ([SUCCESS], versions, [name for name in names if name not in (_JOB, LEASE)], [_JOB]):
+            self._delete(some, still_ours)
+
+    def _delete(self, names: Sequence[str], still_ours: Callable[[], None]) -> None:
+        for start in range(0, len(names), DELETIONS):
+            still_ours()
+            self.storage.delete(names[start : start + DELETIONS])
 
 
 def _settings_of(document: Mapping[str, Any]) -> JobSettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from glob import has_magic
@@ -14,11 +15,12 @@ import pyarrow as pa
 
 from embedding.corpus import hub
 from embedding.corpus.formats.names import AUTO, Format, format_by_name, format_of
+from embedding.corpus.listing import BROKEN_LINK, FILE, FOLDER, Details, files_below, is_hidden, matching, relative
 from embedding.corpus.requests import WRONG_PATH, explained, with_retries
 from embedding.corpus.storage import filesystem_of, is_local
 from embedding.corpus.tables.found import is_metadata, refuse_below, refuse_inside, tables_in, up_to_a_table, url_of
 from embedding.corpus.tables.read import read_table
-from embedding.corpus.tables.table import REWRITE, Details, Kind, Table
+from embedding.corpus.tables.table import REWRITE, Kind, Table
 from embedding.errors import CorpusError, SourceChangedError, count
 
 log = logging.getLogger(__name__)
@@ -67,6 +69,10 @@ class _Listed:
     source: Source
     named: bool
     """By the input itself, a glob or a table's log, and not found in a folder: taken whatever its suffix."""
+    content: str
+    """The same for all names of a file: on a disk its path without links, on a store its URI."""
+    is_link: bool
+    """Reached by a link below the input."""
 
 
 @dataclass(frozen=True)
@@ -101,20 +107,26 @@ def list_inputs(inputs: Iterable[str], asked: str = AUTO, needed: Collection[str
         ConfigError: it is a table whose library is not installed.
     """
     versions: dict[str, str] = {}
-    listed = {url: list(_list_input(url, needed, versions)) for url in inputs}
+    listed = {url: sorted(_list_input(url, needed, versions), key=lambda each: (each.is_link, each.source.path)) for url in inputs}
     wanted = format_of((each.source.uri for found in listed.values() for each in found), asked)
     sources: dict[str, Source] = {}
+    links = 0
     for url, found in listed.items():
-        taken = [each.source for each in found if each.named or format_by_name(each.source.path) == wanted]
+        taken = [each for each in found if each.named or format_by_name(each.source.path) == wanted]
         if not taken:
             others = f", or set --input-format to {format_by_name(found[0].source.path)}" if found else ""
             sought = f"{wanted.label} file ({', '.join(wanted.suffixes)})" if asked != AUTO or any(listed.values()) else _ANY
             raise CorpusError(f"--input {url} matches no {'file' if _is_pattern(url) else sought}; check the path{others}")
-        for source in taken:
-            if sources.setdefault(source.uri, source).version != source.version:
+        for each in taken:
+            source = each.source
+            first = sources.setdefault(each.content, source)
+            links += first.uri != source.uri
+            if first.version != source.version:
                 raise CorpusError(
                     f"--input {url} names {source.uri} in a different version than an earlier input does; use one revision of it"
                 )
+    if links:
+        log.info("left out %s to files that are read by another name", count(links, "link"))
     return Listing(sorted(sources.values()), versions)
 
 
@@ -136,23 +148,28 @@ def _list_input(url: str, needed: Collection[str], versions: dict[str, str]) -> 
         versions[url] = f"commit {pinned.commit}"
     named = dict(found.files)
     others: Details = {}
+    root = os.path.realpath(found.root).rstrip("/")
     for folder, files in found.folders.items():
         tables = {folder: Kind.ICEBERG} if found.metadata else tables_in(files)
         if folder in tables:
             given = url if len(found.folders) == 1 else url_of(fs, folder)
             named |= _live_files(fs, Table(given, tables[folder], folder, found.metadata), files, needed, versions)
         else:  # a table in a hidden folder is left out like everything there
-            refuse_below(url, fs, {table: kind for table, kind in tables.items() if not _hidden(table, found.root)})
-            others |= {file: info for file, info in files.items() if format_by_name(file) is not None and not _hidden(file, found.root)}
+            refuse_below(url, fs, {table: kind for table, kind in tables.items() if not is_hidden(relative(table, folder))})
+            seen = {file: info for file, info in files.items() if not is_hidden(relative(file, folder))}
+            others |= {file: info for file, info in seen.items() if format_by_name(file) is not None}
     for file, info in {**others, **named}.items():
         uri = str(fs.unstrip_protocol(file))
         try:
             uri.encode()
         except UnicodeEncodeError:
             raise CorpusError(f"{uri!a} has a name that is not UTF-8; rename the file") from None
+        if info["type"] == BROKEN_LINK:
+            raise CorpusError(f"{uri} is a link to {info['destination']}, which does not exist; fetch that file, or remove the link")
         place = (pinned.unpinned(uri), uri) if pinned else (uri, "")
-        below = file.removeprefix(found.root).lstrip("/")
-        yield _Listed(Source(below, place[0], int(info["size"]), version_of(info), place[1]), file in named)
+        source = Source(relative(file, found.root), place[0], int(info["size"]), version_of(info), place[1])
+        content = info.get("real") or os.path.realpath(file) if is_local(fs) else place[0]
+        yield _Listed(source, file in named, content, is_link=is_local(fs) and content != f"{root}/{source.path}")
     if pinned:
         fs.invalidate_cache()  # the library keeps listings, and copies them for every thread
 
@@ -195,52 +212,26 @@ def _find(fs: fsspec.AbstractFileSystem, path: str) -> _Found:
         return _glob(fs, path)
     name = info["name"].rstrip("/")
     if info["type"] != "file":
-        return _Found(name, {}, {name: _below(fs, name)}, tuple(islice(up_to_a_table(name), 1, None)))
+        return _Found(name, {}, {name: files_below(fs, name)}, tuple(islice(up_to_a_table(name), 1, None)))
     if is_metadata(name):
         table = name.rpartition("/metadata/")[0]
-        return _Found(table, {}, {table: _below(fs, table)}, (), name)
+        return _Found(table, {}, {table: files_below(fs, table)}, (), name)
     return _Found(name.rpartition("/")[0], {name: info}, {}, ())
 
 
 def _glob(fs: fsspec.AbstractFileSystem, pattern: str) -> _Found:
     """The files that match, whatever their suffix, and the folders that match."""
-    fixed = pattern[: min(pattern.index(char) for char in "*?[" if char in pattern)]
+    root = pattern[: min(pattern.index(char) for char in "*?[" if char in pattern)].rpartition("/")[0]
     files: Details = {}
     folders: dict[str, Details] = {}
-    for path, info in fs.glob(pattern, detail=True).items():
-        if not _hidden(path, fixed):
-            if info["type"] == "file":
-                files[path] = info
-            elif "**" not in pattern:  # which matches the files below as well
-                folders[path] = _below(fs, path)
-    root = fixed.rpartition("/")[0]
+    for info in matching(fs, pattern):
+        if info["type"] in (FILE, BROKEN_LINK):
+            files[info["name"]] = info
+        elif info["type"] == FOLDER:
+            folders[info["name"]] = files_below(fs, info["name"])
     first = (path.rpartition("/")[0] for path in islice(files, 1))
     around = dict.fromkeys(folder for start in (root, *first) for folder in up_to_a_table(start))
     return _Found(root, files, folders, tuple(around))
-
-
-def _below(fs: fsspec.AbstractFileSystem, folder: str) -> Details:
-    """All files below `folder`."""
-    found = _walk(fs, folder) if is_local(fs) else fs.find(folder, detail=True).values()
-    return {info["name"]: info for info in found if info["type"] == "file"}
-
-
-def _walk(fs: fsspec.AbstractFileSystem, folder: str) -> Iterator[dict[str, Any]]:
-    """Like fsspec's `find`, which leaves out a local folder that cannot be read, and its rows with it."""
-    for info in fs.ls(folder, detail=True):
-        if info["type"] == "directory":
-            yield from _walk(fs, info["name"])
-        else:
-            yield info
-
-
-def _hidden(file: str, root: str) -> bool:
-    """Whether a part of the path below `root` begins with _ or ., as markers and unfinished files of other tools do.
-
-    A hive segment may begin with an underscore (_year=2025).
-    """
-    parts = file.removeprefix(root).lstrip("/").split("/")
-    return any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in parts)
 
 
 def version_of(info: dict[str, Any]) -> str:

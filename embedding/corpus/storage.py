@@ -12,6 +12,7 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -26,6 +27,9 @@ TEMPORARY = "_control/tmp"
 
 _SINGLE_PUT_BYTES = 2**31
 """s3fs cuts larger values into parts; below this one PUT makes the object visible, and nothing is left behind by a death."""
+
+DELETIONS = 1000
+"""So many objects are deleted in one request, S3's limit."""
 
 _SHOWN_TYPES = {".html": "text/html; charset=utf-8", ".json": "application/json"}
 """What a browser is told of an object, so that it shows it: without a type it saves it as a file."""
@@ -45,7 +49,9 @@ def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if protocol in ("s3", "s3a"):
         options["config_kwargs"] = client_options(fsspec.config.conf.get("s3", {}).get("config_kwargs", {}))
     try:
-        fs, path = fsspec.core.url_to_fs(url, **options)
+        kind = fsspec.get_filesystem_class(protocol)  # not `url_to_fs`, for which :: in a name begins another URL
+        fs = kind(**kind._get_kwargs_from_urls(url), **options)
+        path = kind._strip_protocol(url)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"{url} cannot be opened: {error}") from error
     if protocol in ("s3", "s3a"):
@@ -191,10 +197,22 @@ class Storage:
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete objects; those already gone are no error."""
-        if not names:
+        for start in range(0, len(names), DELETIONS):
+            some = names[start : start + DELETIONS]
+            with explained(f"deleting {self.url}/{some[0]}"):
+                with_retries(partial(self._delete_some, [self.path(name) for name in some]))
+
+    def _delete_some(self, paths: Sequence[str]) -> None:
+        if not self._is_s3:
+            self._fs.rm(paths)
             return
-        with explained(f"deleting {self.url}/{names[0]}"):
-            with_retries(lambda: self._fs.rm([self.path(name) for name in names]))
+        bucket = paths[0].partition("/")[0]
+        keys = [{"Key": path.partition("/")[2]} for path in paths]
+        answer = self._fs.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+        for error in answer.get("Errors", ()):  # of single keys, which s3fs' `rm` leaves out: the request as a whole has succeeded
+            if (code := error.get("Code")) != "NoSuchKey":
+                kind = PermissionError if code == "AccessDenied" else OSError
+                raise kind(f"{bucket}/{error.get('Key')}: {error.get('Message') or code}")
 
     def _conditional_put(self, name: str, data: bytes, condition: dict[str, str]) -> bool:
         if not self._is_s3:  # other libraries offer no condition by version: look, then put

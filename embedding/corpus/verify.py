@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from embedding.corpus.findings import CheckedUnit, Finding, Kind
 from embedding.corpus.ledger import RECORDS, CommitRecord, read_ledger, records_from_table, records_to_table
 from embedding.corpus.output import DATA, MANIFEST, MANIFEST_SCHEMA, REJECTED, SUCCESS, Output, manifest, rejected_name
-from embedding.corpus.plan import Unit
+from embedding.corpus.plan import Unit, stem_of
 from embedding.corpus.shards.form import Published
 from embedding.errors import count
 
@@ -57,12 +57,12 @@ def _read_manifest(output: Output) -> list[dict[str, Any]] | None:
         return None
 
 
-def missing_shards(claims: Claims, units: Iterable[Unit]) -> Iterator[Finding]:
-    """What is planned but not there, and what is there but not planned."""
+def missing_shards(claims: Claims, units: Iterable[Unit], unknown: Collection[str] = ()) -> Iterator[Finding]:
+    """What is planned but not there, and what is there but not planned; `unknown` are stems of shards that could not be planned."""
     listed = {row["shard"]: row["source"] for row in claims.manifest or ()}
     absent = [unit for unit in units if unit.shard not in claims.shards]
     planned = {unit.shard for unit in units}
-    unplanned = [name for name in claims.shards if name not in planned]
+    unplanned = [name for name in claims.shards if name not in planned and stem_of(name) not in unknown]
     for name in claims.foreign:
         what = "no run wrote it, but readers that open every file in data/ will read it; move it elsewhere"
         yield Finding(Kind.FOREIGN_FILE, name, what)

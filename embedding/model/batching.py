@@ -11,6 +11,8 @@ Int64Array = npt.NDArray[np.int64]
 
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 131_072}
 """A core computes a batch by itself and has the hidden states of a layer in its cache; a GPU needs some ten thousand tokens to be busy."""
+_KERNEL_ROWS = 65_535
+"""Flash attention has a row of the batch in the second axis of its CUDA grid, whose limit this is."""
 _SAMPLES = 12
 """Tokens of a row, evenly spread over it, that tell most rows apart."""
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -59,13 +61,13 @@ def longest_first(lengths_R: Int64Array) -> Int64Array:
 def batch_end(sorted_lengths_R: Int64Array, start: int, batch_tokens: int, *, padded: bool) -> int:
     """The end (exclusive) of the batch that begins at row `start` of rows sorted by falling length.
 
-    A packed batch holds at most `batch_tokens` tokens; a padded one at most `batch_tokens` cells, which is its number of
+    A packed batch holds at most `batch_tokens` tokens in 65,535 rows; a padded one at most `batch_tokens` cells, which is its number of
     rows times its longest row. A row above the budget is a batch of its own. Every row has a token at least.
     """
     if padded:
         return min(len(sorted_lengths_R), start + max(1, batch_tokens // int(sorted_lengths_R[start])))
-    # A batch cannot have more rows than tokens.
-    totals = np.cumsum(sorted_lengths_R[start : start + batch_tokens + 1])
+    most = min(batch_tokens + 1, _KERNEL_ROWS)  # a batch cannot have more rows than tokens
+    totals = np.cumsum(sorted_lengths_R[start : start + most])
     return start + max(1, int(np.searchsorted(totals, batch_tokens, side="right")))
 
 

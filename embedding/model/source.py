@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from filelock import FileLock
-from httpx2 import HTTPError
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -42,8 +41,11 @@ _DOWNLOAD_PATIENCE_SECONDS = 300
 _ANSWER_PATIENCE_SECONDS = 30
 """The same for the one question of the driver, which the cache may answer as well."""
 _BUSY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
-_NO_ANSWER = (OSError, ValueError, HTTPError)
-"""What the hub's library raises where it gets no usable answer; a connection that fails is httpx's own error, and no OSError."""
+_HTTP_ERROR = cast(type[Exception], next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"))
+_NO_ANSWER = (OSError, ValueError, _HTTP_ERROR)
+"""What the hub's library raises where it gets no usable answer; a connection that fails is the error of httpx or httpx2, whichever the
+installed huggingface_hub asks by, and no OSError.
+"""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -17,12 +18,13 @@ import ray
 import ray.data
 
 from embedding.corpus import ending
-from embedding.errors import LeaseLostError, count
+from embedding.errors import ClusterError, ConfigError, LeaseLostError, count, first_line
 from embedding.model.host import available_cpus
 from embedding.run.placement import this_machine
 
 log = logging.getLogger(__name__)
 
+_KNOCK_SECONDS = 10.0
 _GREETING = b"Set ray log level from environment variable"
 
 
@@ -55,12 +57,13 @@ class Cluster:
         """An embedded cluster gets a CPU more than the machine has, for the reads beside a worker that holds them all."""
         quiet_ray()
         options: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
-        if not os.environ.get("RAY_ADDRESS"):
+        address = os.environ.get("RAY_ADDRESS", "")
+        if not address:
             cpus = available_cpus()
             log.info("starting Ray on this machine with %s (set RAY_ADDRESS to use a running cluster)", count(cpus, "CPU"))
             options |= {"address": "local", "num_cpus": cpus + 1, "include_dashboard": False}
             self._embedded = True
-        with _own_sigterm(), _without_greeting():
+        with _own_sigterm(), _joining(address), _without_greeting():
             ray.init(**options)
         self._ours = True
 
@@ -74,6 +77,31 @@ class Cluster:
 
 
 @contextmanager
+def _joining(address: str) -> Iterator[None]:
+    """What Ray raises where it cannot join the cluster at `address`, as one sentence, and soon: Ray knocks at a closed port for minutes.
+
+    Raises:
+        ConfigError: it is no address of a cluster.
+        ClusterError: the cluster cannot be joined now.
+    """
+    host, _, port = address.rpartition(":")
+    remedy = "or unset it to run on this machine"
+    try:
+        if port.isdecimal() and "/" not in host:
+            socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()
+        yield
+    except ValueError as error:
+        if not address:
+            raise
+        what = f"RAY_ADDRESS={address} is not the address of a Ray cluster"
+        raise ConfigError(f"{what}; set it to the head's host and port, such as head:6379, {remedy}") from error
+    except (OSError, RuntimeError) as error:
+        if not address:
+            raise
+        raise ClusterError(f"joining the Ray cluster at RAY_ADDRESS={address} failed: {first_line(error)}; check it, {remedy}") from error
+
+
+@contextmanager
 def _own_sigterm() -> Iterator[None]:
     """Connecting installs Ray's own SIGTERM handlers, in C++ one that aborts the process; put back what was there."""
     handler = signal.getsignal(signal.SIGTERM)
@@ -84,13 +112,19 @@ def _own_sigterm() -> Iterator[None]:
 
 @contextmanager
 def _without_greeting() -> Iterator[None]:
-    """Ray's C++ side says at each connect, on stderr itself, at what level it logs; all else that it says comes a moment later."""
+    """Ray's C++ side says at each connect, on stderr itself, at what level it logs; all else that it says comes a moment later.
+
+    Where it fails, its exception says why, and the rest is left out.
+    """
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as said:
         os.dup2(said.fileno(), 2)
         try:
             yield
+        except BaseException:
+            said.truncate(0)
+            raise
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)

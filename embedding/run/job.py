@@ -21,7 +21,7 @@ from embedding.corpus.output import JobSettings, Output
 from embedding.corpus.plan import SourceLayout, Unit, UnreadableSource, plan_units, shard_stem, stem_of
 from embedding.corpus.reader import read_layouts
 from embedding.corpus.sources import absolute, list_inputs
-from embedding.corpus.storage import TEMPORARY, open_storage
+from embedding.corpus.storage import TEMPORARY
 from embedding.errors import AccessError, ConfigError, CorpusError, EmbeddingJobError, LeaseLostError, StorageError, count
 from embedding.model.spec import ModelSpec
 from embedding.run.calibration import calibrated, calibration_of
@@ -43,11 +43,12 @@ from embedding.run.settings import (
     long_texts_of,
     precision_of,
     require_apart,
+    require_not_of_output,
     shards_asked,
     what_was_asked,
 )
 from embedding.run.sizes import measured, open_choices
-from embedding.run.summary import Summary
+from embedding.run.summary import Summary, publish_elsewhere, require_place
 from embedding.run.worker import WorkerJob
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None 
     output = Output(config.output, shards_asked(config))
     earlier = functools.cache(lambda: None if config.restart else output.settings())
     require_apart(config)
+    require_place(config.json_summary)
     corpus = _read_corpus(config, output, earlier)
     with Cluster(looked_at=config.dry_run) as cluster:
         model, settings = _settle(config, output, earlier(), cluster, corpus.columns)
@@ -108,17 +110,18 @@ def embed_corpus(config: JobConfig, *, on_end: Callable[[Summary], None] | None 
                 settings = with_fidelity(config, corpus.layouts, corpus.columns, model, settings, cluster)
             plan = _plan(config, output, corpus, model, settings, run_id)
             plan.summary.plan = _describe(config, output, plan, corpus, cluster, begun=earlier() is not None)
-            _publish_elsewhere(config, _ended(plan.summary, started, on_end))
+            publish_elsewhere(config.json_summary, _ended(plan.summary, started, on_end).document())
             return plan.summary
         with Lease.acquire(output.storage, run_id, config.lease_seconds) as lease:
             if earlier() is None:
                 settings = with_fidelity(config, corpus.layouts, corpus.columns, model, settings, cluster)
             if config.restart:
-                output.clear()
+                output.clear(lease.renew)
             if earlier() is None and open_choices(config, corpus.layouts, cluster):
                 settings = measured(config, corpus.layouts, corpus.columns, model, settings, cluster)
             settings = calibrated(config, output, corpus.layouts, corpus.columns, model, settings, cluster)
             plan = _plan(config, output, corpus, model, output.begin(settings), run_id)
+            lease.renew()
             output.remember(plan.settings, _inputs(config), what_was_asked(config, model) | corpus.remembered)
             try:
                 _run(config, output, plan, cluster, lease)
@@ -178,6 +181,7 @@ def _read_corpus(config: JobConfig, output: Output, earlier: Callable[[], JobSet
     """
     listing = list_inputs(config.input, config.input_format, columns_asked(config))
     sources = listing.sources
+    require_not_of_output(sources, config)
     columns = columns_of_corpus(config, sources, earlier)
     unreadable: list[UnreadableSource] = []
     set_aside = unreadable if config.bad_rows == "reject" else None
@@ -268,6 +272,7 @@ def _run(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lease
     if not plan.pending and not plan.stale and not summary.files_failed and output.is_complete():
         summary.status = "nothing to do"
         return
+    lease.renew()
     output.mark_incomplete()
     if plan.pending:
         _embed(config, output, plan, cluster, lease)
@@ -334,10 +339,4 @@ def _committed(plan: _Plan) -> list[str]:
 
 def _publish(config: JobConfig, output: Output, summary: Summary) -> None:
     output.storage.put(f"_control/runs/{summary.run}/summary.json", summary.document())
-    _publish_elsewhere(config, summary)
-
-
-def _publish_elsewhere(config: JobConfig, summary: Summary) -> None:
-    if config.json_summary:
-        folder, _, name = config.json_summary.rpartition("/")
-        open_storage(folder or ".").put(name, summary.document())
+    publish_elsewhere(config.json_summary, summary.document())

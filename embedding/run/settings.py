@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from glob import has_magic
 from importlib.metadata import version
 from typing import Any
+
+from fsspec.utils import glob_translate
 
 import embedding
 from embedding.config import JobConfig, Precision
@@ -15,7 +19,7 @@ from embedding.corpus.output import JobSettings
 from embedding.corpus.reader import settle_columns
 from embedding.corpus.shards.chosen import shard_form
 from embedding.corpus.shards.form import ShardForm
-from embedding.corpus.sources import Source
+from embedding.corpus.sources import Source, absolute
 from embedding.corpus.storage import filesystem_of
 from embedding.corpus.vectors import Calibration, VectorColumns, digest
 from embedding.errors import ConfigError
@@ -214,12 +218,35 @@ def require_apart(config: JobConfig) -> None:
         ConfigError: it would.
     """
     target_fs, target = filesystem_of(config.output)
+    target = target.rstrip("/")
     for url in config.input:
         fs, path = filesystem_of(url)
         if type(fs) is not type(target_fs):
             continue
         searched = path.partition("**")[0].rstrip("/") if "**" in path else path.rstrip("/")
-        if f"{target.rstrip('/')}/".startswith(f"{searched}/"):
+        if f"{target}/".startswith(f"{searched}/") or _matches_upwards(path, f"{target}/data"):
             raise ConfigError(f"--output {config.output} lies inside --input {url} and would be read as corpus; choose a folder outside it")
-        if f"{searched}/".startswith(f"{target.rstrip('/')}/data/"):
+        if f"{searched}/".startswith(f"{target}/data/"):
             raise ConfigError(f"--input {url} lies where --output {config.output} puts its shards (data/); choose another --output")
+
+
+def _matches_upwards(path: str, folder: str) -> bool:
+    """Whether a glob matches the folder or one above it; those are read to the bottom."""
+    if not has_magic(path) or "**" in path:
+        return False
+    matches = re.compile(glob_translate(path)).match
+    parts = folder.split("/")
+    return any(matches("/".join(parts[:depth])) for depth in range(1, len(parts) + 1))
+
+
+def require_not_of_output(sources: Iterable[Source], config: JobConfig) -> None:
+    """Check that no source lies among the shards, which a glob with more parts than the output's path may match.
+
+    Raises:
+        ConfigError: one does.
+    """
+    shards = f"{absolute(config.output).rstrip('/')}/data/"
+    for source in sources:
+        if source.uri.removeprefix("file://").startswith(shards):
+            remedy = "choose an --output outside of what --input matches"
+            raise ConfigError(f"{source.uri} lies where --output {config.output} puts its shards and would be read as corpus; {remedy}")

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal, TypeAlias
 
 from embedding.corpus.ledger import CommitRecord
 from embedding.corpus.plan import Unit, UnreadableSource
-from embedding.errors import ExitCode
+from embedding.corpus.sources import absolute
+from embedding.corpus.storage import Storage, open_storage
+from embedding.errors import EmbeddingJobError, ExitCode
+
+log = logging.getLogger(__name__)
 
 Status: TypeAlias = Literal["complete", "nothing to do", "failed units", "planned", "interrupted", "crashed"]
 
@@ -145,6 +151,31 @@ class Summary:
 
     def _facts(self) -> dict[str, object]:
         return {key: value for key, value in asdict(self).items() if not key.startswith("_")}
+
+
+def require_place(json_summary: str | None) -> None:
+    """Check, as far as that can be seen beforehand, that `--json-summary` can be written.
+
+    Raises:
+        EmbeddingJobError: it cannot.
+    """
+    if json_summary:
+        _place(json_summary)[0].require_writable(f"probe-{secrets.token_hex(8)}")
+
+
+def publish_elsewhere(json_summary: str | None, document: bytes) -> None:
+    """Write `--json-summary`, if there is one. What the run did stands whether or not this succeeds, so a failure is told only."""
+    if json_summary:
+        storage, name = _place(json_summary)
+        try:
+            storage.put(name, document)
+        except EmbeddingJobError as error:
+            log.warning("--json-summary is not there: %s", error)
+
+
+def _place(json_summary: str) -> tuple[Storage, str]:
+    folder, _, name = absolute(json_summary).rpartition("/")
+    return open_storage(folder or "/"), name
 
 
 def _failure(unit: str | None, source: str, first_row: int | None, rows: int | None, reason: str) -> dict[str, object]:

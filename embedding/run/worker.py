@@ -177,11 +177,13 @@ class EmbeddingWorker:
         error = self._attempts.reason(unit.id) or "its worker process died each time"
         return self._failed(unit, f"{error} (set aside after {count(self._job.max_unit_attempts, 'attempt')})")
 
-    def _note(self, batch_tokens: int) -> str:
+    def _note(self, batch_tokens: int, copied: pa.Table) -> str:
         manner = self._embedder.description["batches"]
         notes = [] if manner == "packed" else [f"the model runs {manner}"]
         if batch_tokens < self._job.batch_tokens:
             notes.append(f"batches of {self._job.batch_tokens} tokens do not fit in the memory of {self._name}; it uses {batch_tokens}")
+        if self._job.has_id and copied.column(0).null_count:
+            notes.append(f"rows whose {copied.column_names[0]!r} is null have vectors without an id")
         return "; ".join(notes)
 
     def _failed(self, unit: Unit, error: str) -> CommitRecord:
@@ -240,7 +242,7 @@ class EmbeddingWorker:
             encode_seconds=encoded - began,
             write_seconds=time.perf_counter() - encoded,
             worker=self._name,
-            note=self._note(embedded.batch_tokens),
+            note=self._note(embedded.batch_tokens, rows.copied),
         )
 
 

@@ -156,7 +156,7 @@ def test_clearing_takes_the_versions_before_what_they_point_at(output: Output, m
     complete(output, [unit(0)])
     order: list[str] = []
     monkeypatch.setattr(output.storage, "delete", order.extend)
-    output.clear()
+    output.clear(ours)
     assert order.index("_SUCCESS") < order.index(FIRST) < order.index(unit(0).shard) < order.index("_control/job.json")
     assert set(output.storage.list("")) == set(order)
 

@@ -18,7 +18,7 @@ from embedding.corpus.plan import Unit, make_unit
 from embedding.corpus.shard import shard_table
 from embedding.corpus.shards.parquet import PARQUET
 from embedding.corpus.sources import Source
-from embedding.errors import ConfigError, SettingsChangedError, StorageError
+from embedding.errors import ConfigError, LeaseLostError, SettingsChangedError, StorageError
 
 SETTINGS = JobSettings(
     vectors={"model": "0123", "prompt": None, "max_tokens": 256, "keep_columns": ["lang"]},
@@ -277,9 +277,23 @@ def test_clearing_leaves_the_lease_and_what_is_not_ours(output: Output) -> None:
     output.complete([unit(0)], output.shards(), ours)
     for name in [*FOREIGN, "_control/lease.json", "_control/tmp/x", "notes.txt"]:
         output.storage.put(name, b"x")
-    output.clear()
+    output.clear(ours)
     assert output.storage.list("").keys() == {*FOREIGN, "_control/lease.json", "notes.txt"}
     assert output.settings() is None
+
+
+def test_clearing_stops_where_another_run_took_the_output_over(output: Output) -> None:
+    output.begin(SETTINGS)
+    commit(output, unit(0))
+    output.complete([unit(0)], output.shards(), ours)
+    before = output.storage.list("")
+
+    def lost() -> None:
+        raise LeaseLostError("taken over")
+
+    with pytest.raises(LeaseLostError):
+        output.clear(lost)
+    assert output.storage.list("") == before
 
 
 def test_clearing_takes_the_settings_last(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,5 +301,5 @@ def test_clearing_takes_the_settings_last(output: Output, monkeypatch: pytest.Mo
     commit(output, unit(0))
     deleted: list[list[str]] = []
     monkeypatch.setattr(output.storage, "delete", lambda names: deleted.append(list(names)))
-    output.clear()
+    output.clear(ours)
     assert deleted == [[SUCCESS], [unit(0).shard], ["_control/job.json"]]

@@ -60,6 +60,36 @@ def test_globs(corpus: str, pattern: str, found: list[str]) -> None:
     assert paths(f"{corpus}/{pattern}") == found
 
 
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("train*.parquet", ["train-2.parquet", "train.parquet", "train_extra.parquet"]),
+        ("train?extra.parquet", ["train_extra.parquet"]),
+        ("train*", ["train-2.parquet", "train.parquet", "train_extra.parquet", "train_more/a.parquet"]),
+        ("*/*.parquet", ["train_more/a.parquet"]),
+        ("*/_*.parquet", ["train_more/_b.parquet"]),
+        ("_o*", ["_old/c.parquet"]),
+        ("**/?.parquet", ["train_more/a.parquet"]),
+        ("train_more/**", ["a.parquet"]),
+    ],
+)
+def test_what_is_hidden_begins_with_an_underscore_itself(storage_root: str, pattern: str, found: list[str]) -> None:
+    """Not what is left of a name where the pattern's own beginning is taken away."""
+    names = ["train.parquet", "train_extra.parquet", "train-2.parquet", "train_more/a.parquet", "train_more/_b.parquet", "_old/c.parquet"]
+    for name in names:
+        open_storage(f"{storage_root}/in").put(name, b"content")
+    assert paths(f"{storage_root}/in/{pattern}") == found
+
+
+def test_a_name_with_two_colons_is_a_name(storage_root: str) -> None:
+    """And not the beginning of another URL, as fsspec has it."""
+    open_storage(f"{storage_root}/in::of").put("a::b.parquet", b"content")
+    [source] = list_sources([f"{storage_root}/in::of"])
+    assert source.path == "a::b.parquet"
+    require_unchanged(source)
+    assert absolute(f"{storage_root}/in::of") == f"{storage_root}/in::of"
+
+
 def test_a_file_may_have_a_glob_character_in_its_name(storage_root: str) -> None:
     open_storage(storage_root).put("in/a[1].parquet", b"content")
     assert paths(f"{storage_root}/in/a[1].parquet") == ["a[1].parquet"]
@@ -175,10 +205,60 @@ def test_a_folder_that_can_not_be_read_is_refused_not_left_out() -> None:
         (Path(folder) / "a.parquet").write_bytes(b"content")
         locked = Path(folder) / "locked"
         locked.mkdir(mode=0)
-        for url in (folder, f"{folder}/*"):
+        for url in (folder, f"{folder}/*", f"{folder}/*/*.parquet", f"{folder}/**/*.parquet", f"{folder}/l*/*"):
             said = f"listing --input {re.escape(url)} is not allowed: .*'{locked}'; check the credentials"
             with pytest.raises(ConfigError, match=said):
                 list_sources([url])
+
+
+LINKS = {"linked.parquet": "../blobs/0", "latest": "2025", "up": "..", "2024": "../elsewhere"}
+"""A file as the hub's cache keeps it, a folder by a second name, one above, and one that lies elsewhere."""
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    for name in ("blobs/0", "elsewhere/a.parquet", "in/2025/b.parquet", "in/c.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"content")
+    for name, target in LINKS.items():
+        (tmp_path / "in" / name).symlink_to(target)
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("", ["2024/a.parquet", "2025/b.parquet", "c.parquet", "linked.parquet"]),
+        ("/*.parquet", ["c.parquet", "linked.parquet"]),
+        ("/**/*.parquet", ["2024/a.parquet", "2025/b.parquet", "c.parquet", "linked.parquet"]),
+        ("/20*", ["2024/a.parquet", "2025/b.parquet"]),
+        ("/latest", ["b.parquet"]),
+        ("/l*/*", ["latest/b.parquet"]),
+        ("/20*/*.parquet", ["2024/a.parquet", "2025/b.parquet"]),
+    ],
+)
+def test_links_are_followed_and_each_file_is_read_once(linked: Path, pattern: str, found: list[str]) -> None:
+    sources = list_sources([f"{linked}{pattern}"])
+    assert [source.path for source in sources] == found
+    for source in sources:
+        require_unchanged(source)
+
+
+def test_a_file_that_two_inputs_name_by_links_is_read_once(linked: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        assert paths(str(linked / "2025"), str(linked / "latest")) == ["b.parquet"]
+    assert caplog.messages == ["left out 1 link to files that are read by another name"]
+
+
+@pytest.mark.parametrize("target", ["nowhere", "broken.parquet", "c.parquet/x"])
+def test_a_link_that_leads_nowhere_is_refused(linked: Path, target: str) -> None:
+    (linked / "broken.parquet").symlink_to(target)
+    (linked / "notes.txt").symlink_to("nowhere")  # is no corpus
+    said = f"^file://{linked}/broken.parquet is a link to {target}, which does not exist; fetch that file, or remove the link$"
+    for pattern in ("", "/*.parquet"):
+        with pytest.raises(CorpusError, match=said):
+            list_sources([f"{linked}{pattern}"])
+    assert paths(f"{linked}/2025") == ["b.parquet"]
 
 
 def test_a_name_that_is_no_utf8_is_refused(tmp_path: Path) -> None:

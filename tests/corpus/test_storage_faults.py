@@ -115,6 +115,23 @@ def test_a_refusal_is_not_tried_again(fault: str, storage: Storage, proxy: Fault
         assert len(proxy.requests) == number + 1
 
 
+def test_an_object_that_cannot_be_deleted_is_told_though_the_request_succeeds(storage: Storage, proxy: FaultyProxy) -> None:
+    proxy.faults.extend(["busy key", "busy key", "missing key"])
+    storage.delete(["a", "b"])
+    assert storage.exists("a")
+    proxy.faults.append("denied key")
+    said = expect_refusal(AccessError, "deleting ", CALLS["delete"], storage)
+    assert "/k: denied key; check the credentials and permissions" in said
+    storage.delete(["a", "b"])
+    assert not storage.exists("a")
+
+
+def test_many_objects_are_deleted_in_requests_of_a_thousand(storage: Storage, proxy: FaultyProxy) -> None:
+    storage.delete([*(f"{number}" for number in range(1001)), "a"])
+    assert len(proxy.requests) == 2
+    assert not storage.exists("a")
+
+
 def test_a_token_that_expired_is_no_access_also_where_the_answer_has_no_body(s3: S3Server, proxy: FaultyProxy) -> None:
     source = put_source(s3.folder(), b"data")
     proxy.requests.clear()

@@ -43,6 +43,10 @@ def test_budget_of_eight(padded: bool, expected: list[list[int]]) -> None:
     assert batches([4, 3, 4, 9, 3, 1], 8, padded=padded) == expected
 
 
+def test_no_packed_batch_has_more_rows_than_a_gpu_launches() -> None:
+    assert [len(batch) for batch in batches([2] * 65_537, 262_144, padded=False)] == [65_535, 2]
+
+
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 120), st.booleans())
 def test_each_row_is_in_one_batch_within_the_budget(lengths: list[int], batch_tokens: int, padded: bool) -> None:
     found = batches(lengths, batch_tokens, padded=padded)

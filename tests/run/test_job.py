@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -232,6 +234,64 @@ def test_the_summary_is_also_written_where_it_is_asked_for(embed: Embed, storage
     source = corpora.plain(rows=4, files=1).write(tmp_path / "in")
     summary = embed(input=source, output=str(tmp_path / "out"), json_summary=f"{storage_root}/report/summary.json")
     assert outputs.document(storage_root, "report/summary.json") == json.loads(summary.document())
+
+
+def test_a_summary_that_cannot_be_written_is_told_before_anything_runs(embed: Embed, tmp_path: Path) -> None:
+    source, output = corpora.plain(rows=4, files=1).write(tmp_path / "in"), str(tmp_path / "out")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=rf"^writing {tmp_path}/file failed: {tmp_path}/file is not a folder; check the path$"):
+        embed(input=source, output=output, json_summary=f"{tmp_path}/file/summary.json")
+    assert not Path(output).exists()
+
+
+def test_a_summary_that_fails_at_the_end_leaves_the_run_complete(embed: Embed, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source, output = corpora.plain(rows=4, files=1).write(tmp_path / "in"), str(tmp_path / "out")
+    (tmp_path / "summary.json").mkdir()
+    summary = embed(input=source, output=output, json_summary=f"{tmp_path}/summary.json", report="yes")
+    assert (summary.status, summary.exit_code) == ("complete", 0)
+    assert any(said.startswith(f"--json-summary is not there: writing {tmp_path}/summary.json failed: ") for said in caplog.messages)
+    assert Path(output, "_control", "runs", summary.run, "report.html").exists()
+
+
+@pytest.mark.parametrize("pattern", ["*", "o*", "*/data", "?ut/d*"])
+def test_a_glob_that_matches_the_output_is_refused(embed: Embed, tmp_path: Path, pattern: str) -> None:
+    """Each run would embed what the last one wrote, and add it to the output."""
+    corpora.plain(rows=4, files=1).write(tmp_path / "in")
+    with pytest.raises(ConfigError, match="lies inside --input"):
+        embed(input=f"{tmp_path}/{pattern}", output=str(tmp_path / "out"))
+
+
+def test_a_glob_that_reaches_into_the_output_is_refused(embed: Embed, tmp_path: Path) -> None:
+    corpora.plain(rows=4, files=1).write(tmp_path / "in" / "deep")
+    options: dict[str, Any] = {"input": f"{tmp_path}/*/*/*.parquet", "output": str(tmp_path / "out"), "keep_columns": ["text"]}
+    assert embed(**options).rows_out == 4
+    with pytest.raises(
+        ConfigError, match=r"/out/data/.*\.parquet lies where --output .*/out puts its shards and would be read as corpus; "
+    ):
+        embed(**options)
+
+
+def test_files_that_disagree_on_a_type_are_told_of(embed: Embed, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = pa.array(["a text", "another"])
+    for number, (ids, texts) in enumerate(
+        [([1, 2], text), (["3", "4"], text.dictionary_encode()), (["5", "6"], text.cast("large_string"))]
+    ):
+        pq.write_table(pa.table({"id": ids, "text": texts}), tmp_path / f"{number}.parquet")
+    summary = embed(input=f"{tmp_path}/*.parquet", output=str(tmp_path / "out"), keep_columns=["text"])
+    assert summary.rows_out == 6
+    [said] = [said for said in caplog.messages if "column" in said]
+    assert re.fullmatch(
+        r"column 'id' is (int64|string) in \S+\.parquet and (int64|string) in \S+\.parquet, so the output's shards cannot be read as one "
+        "table; cast it in the source, or leave it out",
+        said,
+    )
+
+
+def test_rows_without_an_id_are_told_of(embed: Embed, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pq.write_table(pa.table({"id": [1, None, 3], "text": ["a", "b", "c"]}), tmp_path / "a.parquet")
+    summary = embed(input=str(tmp_path / "a.parquet"), output=str(tmp_path / "out"))
+    assert (summary.rows_out, summary.status) == (3, "complete")
+    assert any("rows whose 'id' is null have vectors without an id" in said for said in caplog.messages)
 
 
 def test_reads_run_beside_the_encoder(embed: Embed, tmp_path: Path) -> None:

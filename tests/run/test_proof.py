@@ -99,7 +99,7 @@ def test_flipped_bits_of_vectors_are_found_by_other_versions_too(tmp_path: Path,
 def unit_of(output: str) -> Unit:
     settings = Output(output).settings()
     assert settings is not None
-    [unit] = plan_of_output(settings)
+    [unit], _ = plan_of_output(settings)
     return unit
 
 

@@ -105,6 +105,26 @@ def test_the_verdict_is_told_to_people_and_the_summary_to_programs(embed: Embed,
     assert stderr.splitlines()[-1].startswith("run not finished: 2 shards, 20 rows without a fault, but 1 not complete; run the job ")
 
 
+def test_a_file_that_the_run_set_aside_is_told_of_as_that(embed: Embed, tmp_path: Path) -> None:
+    source, output = corpora.plain(rows=20, files=2).write(tmp_path / "in"), str(tmp_path / "out")
+    embed(input=source, output=output)
+    whole = outputs.files(output, "data")
+    bad = tmp_path / "in" / "part-1.parquet"
+    good = bad.read_bytes()
+    bad.write_bytes(good[:-1])
+    (tmp_path / "in" / "part-9.parquet").write_bytes(b"garbage")
+    assert embed(input=source, output=output).files_failed == 2
+    proof = verify_corpus(VerifyConfig(output=output, repair=True))
+    assert proof.verdict.startswith(
+        "sources unreadable: 1 shard, 10 rows without a fault, but 2 unreadable source, 1 not complete; restore "
+    )
+    assert (proof.exit_code, proof.removed, outputs.files(output, "data")) == (3, [], whole)
+    (tmp_path / "in" / "part-9.parquet").unlink()
+    bad.write_bytes(good)
+    embed(input=source, output=output)
+    assert verify_corpus(VerifyConfig(output=output)).status == "proved"
+
+
 @pytest.mark.parametrize(
     ("kinds", "removed", "begin"),
     [

@@ -30,6 +30,8 @@ ANSWERS = {
 """Faults that are answers: status and S3 error code. The others are `reset` (no answer), `lose reply` (the request is carried
 out, the answer is not), `truncate` (half of the body), `stall` (no answer until the client gives up) and `trickle` (the answer,
 a byte at a time)."""
+OF_KEYS = {"denied key": "AccessDenied", "busy key": "InternalError", "missing key": "NoSuchKey"}
+"""Faults of one key in the answer to a deletion of several objects, which as a request has succeeded."""
 TRICKLE_SECONDS = 0.1
 """Between two bytes of a trickle."""
 
@@ -132,6 +134,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault in ANSWERS:
             status, code = ANSWERS[fault]
             self._answer(status, {}, f"<Error><Code>{code}</Code><Message>{fault}</Message></Error>".encode() if code else b"")
+        elif fault in OF_KEYS:
+            said = f"<Error><Key>k</Key><Code>{OF_KEYS[fault]}</Code><Message>{fault}</Message></Error>"
+            self._answer(200, {}, f"<DeleteResult>{said}</DeleteResult>".encode())
         else:
             try:
                 self._pass_on(fault, body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,15 @@ from typing import Any, BinaryIO, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embedding.corpus.columns import field_at, has_column
 from embedding.corpus.plan import PARQUET_NAMES, ShardNames
 from embedding.corpus.reader import Fits
 from embedding.corpus.shard import require_same_vectors, vector_bytes, vector_columns_in
 from embedding.corpus.shards.footer import require_seal, seal
 from embedding.corpus.shards.form import Picked, Published, ReadShard, Rows
 from embedding.corpus.storage import Storage
+
+log = logging.getLogger(__name__)
 
 _PREFIX = "embedding."
 """Prefix of the footer keys that say where a shard comes from."""
@@ -41,9 +45,8 @@ class ParquetShards:
         """See ShardForm; every installation has pyarrow."""
 
     def fits(self, columns: Sequence[str]) -> Fits | None:
-        """See ShardForm; what is read of other formats than Parquet is checked where it is read."""
-        del columns
-        return None
+        """See ShardForm; each shard has its own types, so files that differ are only told of."""
+        return Alike(columns)
 
     def encode(self, table: pa.Table, footer: Mapping[str, object]) -> bytes:
         """See ShardForm; `footer` stands as JSON values under `embedding.*` keys."""
@@ -119,3 +122,42 @@ def _facts_in(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
 
 
 PARQUET = ParquetShards()
+
+
+class Alike:
+    """Warns of columns that one source file has in another type than the first: each shard has the type of its file, and what reads
+    all shards as one table fails on them. See `embedding.corpus.reader.Fits`; several threads may ask.
+    """
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._columns = columns
+        self._first: dict[str, tuple[pa.DataType, str]] = {}
+        """By column, the first type that was seen, and in which file."""
+        self._told: set[str] = set()
+
+    def __call__(self, schema: pa.Schema, uri: str) -> None:
+        """Look at one."""
+        for column in self._columns:
+            if not has_column(schema, column):
+                continue  # JSON Lines lack what is null
+            kind = _read_type(field_at(schema, column).type)
+            first, elsewhere = self._first.setdefault(column, (kind, uri))
+            if kind != first and column not in self._told:
+                self._told.add(column)
+                differ = f"column {column!r} is {kind} in {uri} and {first} in {elsewhere}"
+                log.warning("%s, so the output's shards cannot be read as one table; cast it in the source, or leave it out", differ)
+
+
+def _read_type(kind: pa.DataType) -> pa.DataType:
+    """What readers make of it: Parquet stores the values of dictionaries, and has one kind of strings, bytes and lists."""
+    if pa.types.is_dictionary(kind):
+        return _read_type(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(_read_type(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _read_type(field.type)) for field in kind])
+    return kind

@@ -16,8 +16,9 @@ import fsspec
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
+from embedding.corpus.listing import Details
 from embedding.corpus.storage import Storage
-from embedding.corpus.tables.table import REWRITE, Details, Live, Table, damaged, refusal
+from embedding.corpus.tables.table import REWRITE, Live, Table, damaged, refusal
 from embedding.errors import CorpusError
 
 _LOG = "_delta_log"

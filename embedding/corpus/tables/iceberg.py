@@ -20,9 +20,10 @@ from pyiceberg.serializers import FromInputFile
 from pyiceberg.table import FileScanTask, StaticTable
 from pyiceberg.table.metadata import TableMetadata
 
+from embedding.corpus.listing import Details
 from embedding.corpus.storage import Storage, filesystem_of
 from embedding.corpus.tables.found import is_metadata
-from embedding.corpus.tables.table import REWRITE, Details, Live, Table, damaged, refusal, require_inside
+from embedding.corpus.tables.table import REWRITE, Live, Table, damaged, refusal, require_inside
 from embedding.errors import CorpusError
 
 _METADATA = "metadata"

@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection
 
 import fsspec
 
-from embedding.corpus.tables.table import REWRITE, Details, Kind, Live, Table, require_inside
+from embedding.corpus.listing import Details
+from embedding.corpus.tables.table import REWRITE, Kind, Live, Table, require_inside
 from embedding.errors import ConfigError, CorpusError
 
 _PACKAGES = {Kind.DELTA: ("deltalake", "delta"), Kind.ICEBERG: ("pyiceberg", "iceberg")}

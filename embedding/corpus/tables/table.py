@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeAlias
 
 from embedding.errors import CorpusError, first_line
 
-Details: TypeAlias = dict[str, dict[str, Any]]
-"""Files by their path on the file system, with what it says of each."""
 REWRITE = "write its rows to plain Parquet files and name those"
 """What is left to do with a table that is not read."""
 

@@ -14,9 +14,9 @@ from embedding.errors import ExitCode, count
 ProofStatus: TypeAlias = Literal["proved", "not proved", "repaired", "interrupted", "crashed"]
 
 _CASES = {
+    Kind.UNREADABLE_SOURCE: ("sources unreadable", "restore or remove them, and run the job"),
     Kind.NOT_COMPLETE: ("run not finished", "run the job to complete the output"),
     Kind.SOURCE_CHANGED: ("sources changed since", "run the job to embed what is there now"),
-    Kind.UNREADABLE_SOURCE: ("sources unreadable", "restore them and verify again"),
     Kind.FOREIGN_FILE: ("foreign files in data/", "move them elsewhere"),
 }
 """Where nothing of the output is wrong itself: what is said, and what is to be done. The first that is found counts."""

@@ -19,10 +19,9 @@ from embedding.corpus.findings import CheckedUnit, Finding, Kind, Rules, Sample
 from embedding.corpus.lease import Lease
 from embedding.corpus.numbers import Floats, bounds, is_packed, loaded
 from embedding.corpus.output import SUCCESS, JobSettings, Output
-from embedding.corpus.plan import Unit, plan_units
+from embedding.corpus.plan import Unit, UnreadableSource, plan_units, shard_stem
 from embedding.corpus.reader import read_layouts
 from embedding.corpus.sources import list_inputs
-from embedding.corpus.storage import open_storage
 from embedding.corpus.vectors import VectorColumns
 from embedding.corpus.verify import Claims, false_claims, missing_shards, repair
 from embedding.errors import ConfigError, ModelError, count
@@ -35,6 +34,7 @@ from embedding.run.pipeline import run_checks
 from embedding.run.proof.config import VerifyConfig
 from embedding.run.proof.result import Proof
 from embedding.run.settings import columns_of_output, long_texts_of_output, model_options, shards_of_output, vectors_of_output
+from embedding.run.summary import publish_elsewhere, require_place
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ def verify_corpus(config: VerifyConfig, *, on_end: Callable[[Proof], None] | Non
         EmbeddingJobError: something broke; nothing is proved.
     """
     started = time.monotonic()
+    require_place(config.json_summary)
     output = Output(config.output)
     settings = output.settings()
     if settings is None:
@@ -116,23 +117,25 @@ def model_of_output(config: VerifyConfig, settings: JobSettings, output: Output)
     return spec
 
 
-def plan_of_output(settings: JobSettings) -> list[Unit]:
-    """The units of the corpus as it is now, with the cuts that the output keeps."""
+def plan_of_output(settings: JobSettings) -> tuple[list[Unit], list[UnreadableSource]]:
+    """The units of the corpus as it is now, with the cuts that the output keeps; and the files that cannot be read."""
     columns = columns_of_output(settings)
-    layouts = read_layouts(list_inputs(settings.input, columns.format, columns.all).sources, columns)
+    unreadable: list[UnreadableSource] = []
+    layouts = list(read_layouts(list_inputs(settings.input, columns.format, columns.all).sources, columns, unreadable))
     limit = settings.asked.get("limit_rows")
     rows, names = settings.kept["unit_rows"], shards_of_output(settings).names
     planned = plan_units(layouts, unit_rows=rows, fingerprint=settings.fingerprint, limit_rows=limit, names=names)
-    return sorted(planned, key=lambda unit: unit.shard)
+    return sorted(planned, key=lambda unit: unit.shard), unreadable
 
 
 def examine(
     config: VerifyConfig, output: Output, settings: JobSettings, model: ModelSpec | None, proof: Proof, run: RunChecks
 ) -> list[Finding]:
     """Everything that is wrong: what is missing or too much, shards, vectors of the sample, and what is said about them."""
-    units = plan_of_output(settings)
+    units, unreadable = plan_of_output(settings)
     claims = Claims.of(output)
-    findings = list(missing_shards(claims, units))
+    findings = [Finding(Kind.UNREADABLE_SOURCE, file.source.uri, file.reason) for file in unreadable]
+    findings += missing_shards(claims, units, {shard_stem(file.source, output.form.names) for file in unreadable})
     committed = [unit for unit in units if unit.shard in claims.shards]
     log.info("checking %s of %s", count(len(committed), "shard"), count(len(units), "unit"))
     proof.seed = secrets.randbelow(2**32) if config.seed is None else config.seed
@@ -278,6 +281,4 @@ def _tell(findings: Sequence[Finding]) -> None:
 def _publish(config: VerifyConfig, proof: Proof, on_end: Callable[[Proof], None] | None) -> None:
     if on_end is not None:
         on_end(proof)
-    if config.json_summary:
-        folder, _, name = config.json_summary.rpartition("/")
-        open_storage(folder or ".").put(name, proof.document())
+    publish_elsewhere(config.json_summary, proof.document())
