@@ -71,7 +71,7 @@ def quiet() -> None:
 
 
 def circumstances(words: Sequence[str] | None, options: argparse.Namespace) -> Result:
-    """What a result says of its run: when, by which command, where, with what."""
+    """What a result says of its run: when, by which command, where, with what. Asked before it works: the load is then that of others."""
     return {
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "command": " ".join(words if words is not None else sys.argv[1:]),

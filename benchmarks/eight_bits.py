@@ -12,7 +12,6 @@ import argparse
 import random
 import sys
 import tempfile
-import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from benchmarks.bench import hardware, save, versions
+from benchmarks.bench import circumstances, save
 from benchmarks.data import BenchModel, find_model
 from benchmarks.setting import Result
 from embedding.config import Precision
@@ -39,6 +38,7 @@ _LEAST_SCALE = 1e-12
 def main(words: Sequence[str] | None = None) -> Result:
     """Run what the command line asks for."""
     options = _options(words)
+    begun = circumstances(words, options)
     with tempfile.TemporaryDirectory() as scratch:
         model = find_model(options.model, Path(scratch))
         if not model.like_bert:
@@ -46,9 +46,7 @@ def main(words: Sequence[str] | None = None) -> Result:
         texts = _texts(options.corpus, options.rows)
         exact = _vectors(model, "fp32", texts)
         found: Result = {
-            "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-            "hardware": hardware("cpu", 0),
-            "versions": versions(),
+            **begun,
             "model": model.name,
             "texts": len(texts),
             "cosine with fp32": {"bf16": _kept(exact, _vectors(model, "bf16", texts))},
@@ -121,7 +119,9 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("corpus", nargs="+", type=Path, help="Parquet files with a column text")
     parser.add_argument("--model", default="minilm", help="the folder of a model like BERT, or minilm; tiny is for the tests")
     parser.add_argument("--rows", type=int, default=2_000, help="texts at most, drawn from all")
+    parser.add_argument("--note", default="", help="kept in the result, such as what else ran on the machine")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
+    parser.set_defaults(device="cpu", threads=0, rounds=1)
     return parser.parse_args(words)
 
 

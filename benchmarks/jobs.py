@@ -109,12 +109,13 @@ class Jobs:
 def main(words: Sequence[str] | None = None) -> Result:
     """Run what the command line asks for."""
     options = _options(words)
+    begun = circumstances(words, options)
     with tempfile.TemporaryDirectory() as scratch:
         model = find_model(options.model, Path(scratch))
         texts = make_texts(options.lengths, model, options.tokens)
         tokens = len(Tokenizer(model.spec("fp32"), model.folder)(texts).ids)
         found: Result = {
-            **circumstances(words, options),
+            **begun,
             "model": model.name,
             "lengths": options.lengths,
             "texts": len(texts),

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import numpy as np
 from torch import Tensor
 
-from benchmarks.bench import hardware, save, versions
+from benchmarks.bench import circumstances, save
 from benchmarks.data import BenchModel, make_model
 from benchmarks.setting import Result
 from embedding.model.batching import offsets_of
@@ -33,13 +33,7 @@ _BATCHES_PER_LANE = 6
 def main(words: Sequence[str] | None = None) -> Result:
     """Run what the command line asks for."""
     options = _options(words)
-    found: Result = {
-        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "hardware": hardware("cpu", 0) | {"note": options.note},
-        "versions": versions(),
-        "seconds of a batch": options.batch_seconds,
-        "lanes": {},
-    }
+    found: Result = {**circumstances(words, options), "seconds of a batch": options.batch_seconds, "lanes": {}}
     with tempfile.TemporaryDirectory() as scratch:
         model = make_model("narrow", Path(scratch))
         for lanes in options.lanes:
@@ -83,6 +77,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--note", default="", help="kept in the result, such as what else ran on the machine")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
+    parser.set_defaults(device="cpu", threads=0)
     return parser.parse_args(words)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from benchmarks.bench import hardware, versions
+from benchmarks.bench import circumstances
 from benchmarks.data import find_model
 from benchmarks.setting import Result
 from embedding.model.batching import split_rows
@@ -45,6 +45,7 @@ _BETWEEN = [" ", "", "", "\u0301", "\u200d", "[SEP]", "don't", "a", "\t"]
 def main(words: Sequence[str] | None = None) -> Result:
     """Run what the command line asks for."""
     options = _options(words)
+    begun = circumstances(words, options)
     with tempfile.TemporaryDirectory() as scratch:
         model = find_model(options.model, Path(scratch))
         tokenizer = Tokenizer(model.spec("fp32"), model.folder)
@@ -52,9 +53,7 @@ def main(words: Sequence[str] | None = None) -> Result:
         if not tokenizer.is_fast:
             raise SystemExit("the fast tokenizer does not read this model's vocabulary; there is nothing to compare")
         found: Result = {
-            "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-            "hardware": hardware("cpu", 0),
-            "versions": versions(),
+            **begun,
             "model": model.name,
             "real": compare(tokenizer, islice(real_texts(options.corpus), options.rows)),
             "random": compare(tokenizer, random_texts(options.random)),
@@ -116,7 +115,9 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="minilm", help="the folder of a model, or minilm; tiny is for the tests")
     parser.add_argument("--rows", type=int, default=1_000_000, help="real texts at most")
     parser.add_argument("--random", type=int, default=100_000, help="random texts")
+    parser.add_argument("--note", default="", help="kept in the result, such as what else ran on the machine")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
+    parser.set_defaults(device="cpu", threads=0, rounds=1)
     return parser.parse_args(words)
 
 

@@ -10,12 +10,11 @@ import logging
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.bench import hardware, save, versions
+from benchmarks.bench import circumstances, save
 from benchmarks.feeding import begin_stage, efficiency_stage, memory_stage, rate_stage, tail_stage
 from benchmarks.planning import plan_stage
 from benchmarks.setting import Result
@@ -28,7 +27,7 @@ def main(words: Sequence[str] | None = None) -> Result:
     """Run what the command line asks for."""
     options = _options(words)
     logging.getLogger("ray").setLevel(logging.CRITICAL)
-    started, machine = time.time(), hardware("cpu", 1)
+    begun = circumstances(words, options)
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch, _store(scratch, options.s3) as (root, stock):
         stages: dict[str, Callable[[], Result]] = {
             "plan": lambda: plan_stage(root, options.files, stock),
@@ -39,10 +38,8 @@ def main(words: Sequence[str] | None = None) -> Result:
             "memory": lambda: memory_stage(scratch, min(4, options.workers[-1]), options.rounds),
         }
         found: Result = {
-            "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(started)),
+            **begun,
             "store": "S3" if options.s3 else "disk",
-            "hardware": machine | {"note": options.note},
-            "versions": versions(),
             "stages": {name: stages[name]() for name in options.stages},
         }
     sys.stdout.write(table(found) + "\n")
@@ -62,6 +59,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--note", default="", help="kept in the result, such as what else ran on the machine")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
+    parser.set_defaults(device="cpu", threads=1)
     return parser.parse_args(words)
 
 

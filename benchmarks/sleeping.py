@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -60,5 +60,15 @@ def sleeping_worker(seconds_per_row: float) -> type[EmbeddingWorker]:
 
 def worker_job(model: BenchModel, output: str) -> WorkerJob:
     """What a run would tell its workers."""
-    facts: dict[str, Any] = {"fingerprint": FINGERPRINT}
-    return WorkerJob(model.spec("fp32"), output, 2048, COLUMNS, True, False, facts, 3, "cpu", None)
+    return WorkerJob(
+        model=model.spec("fp32"),
+        output=output,
+        batch_tokens=2048,
+        columns=COLUMNS,
+        has_id=True,
+        token_columns=False,
+        provenance={"fingerprint": FINGERPRINT},
+        max_unit_attempts=3,
+        device="cpu",
+        threads=None,
+    )

@@ -21,9 +21,13 @@ from benchmarks.planning import plan_stage
 from benchmarks.programs import PROGRAMS
 from benchmarks.setting import Setting
 from benchmarks.timing import interleave, ratio
+from embedding.model.linear import fp8_lacks
 from embedding.model.tokenizer import Tokenizer
 from tests.support import outputs
 from tests.support.ray_cluster import NO_TOKEN
+
+CIRCUMSTANCES = {"date", "command", "hardware", "versions", "rounds"}
+"""What every result says of its run."""
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +43,7 @@ def test_the_quick_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     words = ["--quick", "--model", "tiny", "--lengths", "lognormal:8", "--tokens", "300", "--precision", "fp32", "--stages", *stages]
     found = main([*words, "--note", "a test", "--out", str(tmp_path / "results" / "tiny.json")])
     assert json.loads((tmp_path / "results" / "tiny.json").read_text()).keys() == found.keys()
-    assert {"date", "model", "hardware", "versions", "rounds", "corpora"} <= found.keys()
+    assert {*CIRCUMSTANCES, "model", "corpora"} <= found.keys()
     assert found["hardware"]["note"] == "a test"
     corpus = found["corpora"]["lognormal:8"]
     assert list(corpus["stages"]) == stages
@@ -138,6 +142,8 @@ def test_the_quick_form_of_scale(tmp_path: Path, capsys: pytest.CaptureFixture[s
     words = ["--files", "3", "--units", "20", "--workers", "2", "--rounds", "3", "--stages", "plan", "rate", "memory"]
     found = scale.main([*words, "--out", str(tmp_path / "scale.json")])
     assert json.loads((tmp_path / "scale.json").read_text())["stages"] == found["stages"]
+    assert found.keys() == {*CIRCUMSTANCES, "store", "stages"}
+    assert found["command"].startswith("--files 3 ")
     rate, memory = found["stages"]["rate"], found["stages"]["memory"]
     assert (rate["units"], sum(rate["units_by_worker"])) == (20, 20)
     assert memory["object_store"]["peak_megabytes"] >= memory["unit_megabytes"]
@@ -173,7 +179,7 @@ def test_the_parity_of_tokenizers(tmp_path: Path, capsys: pytest.CaptureFixture[
     texts = ["One line.\nAnother line.\n\nA paragraph.", "One line.", " "]
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
     found = parity.main([str(tmp_path / "a.parquet"), "--model", "tiny", "--random", "300", "--out", str(tmp_path / "parity.json")])
-    assert json.loads((tmp_path / "parity.json").read_text()).keys() == found.keys()
+    assert json.loads((tmp_path / "parity.json").read_text()).keys() == found.keys() == {*CIRCUMSTANCES, "model", "real", "random"}
     assert (found["real"]["texts"], found["real"]["mismatches"]) == (5, 0)
     assert (found["random"]["texts"], found["random"]["mismatches"]) == (300, 0)
     assert "random: 300 texts" in capsys.readouterr().out
@@ -185,13 +191,17 @@ def test_texts_that_are_cut_otherwise_are_counted(tmp_path: Path, monkeypatch: p
     assert parity.compare(tokenizer, iter(["same", "other!"]))["first"] == ["other!"]
 
 
+@pytest.mark.skipif(bool(fp8_lacks(torch.device("cpu"))), reason="this torch has no fp8 on CPUs")
 def test_what_eight_bits_would_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pq.write_table(pa.table({"text": ["One text.", "Another one, which is longer.", None]}), tmp_path / "a.parquet")
-    found = eight_bits.main([str(tmp_path / "a.parquet"), "--model", "tiny", "--out", str(tmp_path / "found.json")])
+    found = eight_bits.main([str(tmp_path / "a.parquet"), "--model", "tiny", "--note", "a test", "--out", str(tmp_path / "found.json")])
     assert json.loads((tmp_path / "found.json").read_text()).keys() == found.keys()
+    assert found.keys() == {*CIRCUMSTANCES, "model", "texts", "cosine with fp32"}
+    assert found["hardware"]["note"] == "a test"
     least = {name: kept["least"] for name, kept in found["cosine with fp32"].items()}
-    assert 0.99 < least["fp8, all"] < least["bf16"] < 1
-    assert least["fp8, all"] < least["int8, all"]
+    assert {"bf16", "fp8, all", "int8, all", "fp8, only up", "int8, only down"} < least.keys()
+    assert all(0.99 < cosine < 1 for cosine in least.values())
+    assert len(set(least.values())) == len(least)  # which of them is nearer is the processor's matter, in so small a model
     assert f"fp8, all: least {least['fp8, all']:.4f}" in capsys.readouterr().out
 
 
@@ -199,6 +209,7 @@ def test_what_many_lanes_would_do(tmp_path: Path, capsys: pytest.CaptureFixture[
     words = ["--lanes", "1", "3", "--batch-seconds", "0.02", "--rounds", "2", "--out", str(tmp_path / "lanes.json")]
     found = lanes.main(words)
     assert json.loads((tmp_path / "lanes.json").read_text())["lanes"] == {str(number): busy for number, busy in found["lanes"].items()}
+    assert found.keys() == {*CIRCUMSTANCES, "seconds of a batch", "lanes"}
     assert [len(busy) for busy in found["lanes"].values()] == [2, 2]
     assert all(0 < share < 1 for busy in found["lanes"].values() for share in busy)
     assert "3 lanes: " in capsys.readouterr().out

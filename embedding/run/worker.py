@@ -48,7 +48,7 @@ compressed and uploaded.
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WorkerJob:
     """What every worker of a run needs to know."""
 

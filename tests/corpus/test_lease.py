@@ -29,8 +29,8 @@ from tests.support.waiting import wait_until
 NAME = "_control/lease.json"
 LONG = 3600.0
 """Nobody waits for so long: what is told before was told at once."""
-LIVELY = 4.0
-"""Renewed every 0.7 s, and no load makes a thread wait for four."""
+LIVELY = 30.0
+"""No load and no disk makes a thread wait for so long; a sign of life comes after five seconds, of `renewed_often` after a half."""
 SHORT = 1.0
 
 HOLD = """
@@ -54,6 +54,13 @@ print("released", flush=True)
 @pytest.fixture
 def storage(storage_root: str) -> Storage:
     return open_storage(storage_root)
+
+
+@pytest.fixture
+def renewed_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases of this process show life soon, however long they may be silent."""
+    monkeypatch.setattr("embedding.corpus.lease._RENEWALS_PER_LIFE", 60)
+    monkeypatch.setattr("embedding.corpus.lease._LOOKS_PER_LIFE", 300)
 
 
 def document(storage: Storage) -> dict[str, Any]:
@@ -91,6 +98,7 @@ def test_an_error_releases_the_output(storage: Storage) -> None:
     Lease.acquire(storage, "second", LONG).release()
 
 
+@pytest.mark.usefixtures("renewed_often")
 def test_a_living_holder_is_named(storage: Storage) -> None:
     with Lease.acquire(storage, "run-1", LIVELY) as lease:
         held = document(storage)
@@ -102,6 +110,7 @@ def test_a_living_holder_is_named(storage: Storage) -> None:
     )
 
 
+@pytest.mark.usefixtures("renewed_often")
 @pytest.mark.parametrize("process", [process_identity(), "another/machine/1/2"], ids=["of this machine", "of another"])
 def test_a_look_tells_a_living_holder_and_takes_nothing(process: str, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     Lease.require_free(storage)

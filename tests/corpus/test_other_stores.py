@@ -9,6 +9,7 @@ import pytest
 from embedding.corpus.lease import Lease
 from embedding.corpus.storage import open_storage
 from embedding.errors import OutputBusyError
+from tests.corpus.test_lease import LIVELY
 
 
 def test_conditions_are_looked_at_before_the_put() -> None:
@@ -27,8 +28,8 @@ def test_conditions_are_looked_at_before_the_put() -> None:
 
 def test_the_lease_is_held_and_what_is_not_promised_is_said(caplog: pytest.LogCaptureFixture) -> None:
     storage = open_storage("memory://lease")
-    with caplog.at_level(logging.WARNING, logger="embedding"), Lease.acquire(storage, "first", 4.0):
+    with caplog.at_level(logging.WARNING, logger="embedding"), Lease.acquire(storage, "first", LIVELY):
         assert "ignores conditional puts" in caplog.text
         with pytest.raises(OutputBusyError, match="is held by run first"):
-            Lease.acquire(storage, "second", 4.0)
-    Lease.acquire(storage, "third", 4.0).release()
+            Lease.acquire(storage, "second", LIVELY)
+    Lease.acquire(storage, "third", LIVELY).release()

@@ -22,6 +22,7 @@ from embedding.corpus.storage import open_storage
 from embedding.errors import ConfigError, CorpusError, SourceChangedError, SourceError
 from tests.corpus.reading import put_source, table_bytes, whole
 from tests.support.corpora import plain
+from tests.support.waiting import wait_until
 
 TEXT = Columns("text")
 GOOD = plain(rows=20, files=1).files["part-0.parquet"]
@@ -175,22 +176,33 @@ def test_old_and_new_bytes_never_mix(storage_root: str) -> None:
     storage, stop = open_storage(storage_root), threading.Event()
 
     def overwrite() -> None:
+        pauses = random.Random(0)
         while not stop.is_set():
             for data in versions:
                 storage.put("a.parquet", data)
+                stop.wait(pauses.expovariate(10))  # often shorter than a read, at times longer
+
+    def words() -> frozenset[str]:
+        return frozenset(read_unit(whole(list_sources([storage_root])[0], 3000), TEXT).text.to_pylist())
+
+    found = set[frozenset[str]]()
+
+    def read() -> bool:
+        with suppress(SourceChangedError):
+            found.add(words())
+        return bool(found)
 
     thread = threading.Thread(target=overwrite)
     thread.start()
-    found = set()
     try:
         for _ in range(40):
-            with suppress(SourceChangedError):
-                source = list_sources([storage_root])[0]
-                found.add(frozenset(read_unit(whole(source, 3000), TEXT).text.to_pylist()))
+            read()
+        wait_until(read, what="a version that stays for as long as a read takes")
     finally:
         stop.set()
         thread.join()
     assert found <= {frozenset({"old"}), frozenset({"new"})}
+    assert words() == {"new"}
 
 
 def test_one_unreadable_footer_stops_the_planning(tmp_path: Path) -> None:

@@ -98,7 +98,8 @@ FP8 = pytest.mark.skipif(bool(linear.fp8_lacks(torch.device("cpu"))), reason="th
 COMPILERS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler"))]
 
 
-@pytest.mark.parametrize(("precision", "least"), [("bf16", 0.999), pytest.param("fp8", 0.98, marks=FP8)])
+# fp8, with three bits behind the point, gave 0.991 on an AMD EPYC; other processors round otherwise, which 0.98 left little room for.
+@pytest.mark.parametrize(("precision", "least"), [("bf16", 0.999), pytest.param("fp8", 0.95, marks=FP8)])
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_one_piece_of_code_runs_all_layers_and_batches(
     compiler: str, precision: Precision, least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

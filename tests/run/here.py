@@ -69,18 +69,17 @@ def embed_here(source: str, output: str, model: Path | str, run: str = "run", **
     )
     units = sorted(planned, key=lambda unit: unit.shard)
     provenance = {"fingerprint": settings.fingerprint, "settings": settings.vectors, "versions": installed_versions(form)}
-    has_id = config.id_column is not None
     job = WorkerJob(
-        spec,
-        output,
-        kept["batch_tokens"],
-        columns,
-        has_id,
-        config.token_columns,
-        provenance,
-        3,
-        "cpu",
-        None,
+        model=spec,
+        output=output,
+        batch_tokens=kept["batch_tokens"],
+        columns=columns,
+        has_id=config.id_column is not None,
+        token_columns=config.token_columns,
+        provenance=provenance,
+        max_unit_attempts=3,
+        device="cpu",
+        threads=None,
         long_text=long_texts_of(config),
         output_dtype=config.output_dtype,
         calibration=settings.calibration,

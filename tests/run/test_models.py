@@ -108,9 +108,15 @@ def server(model: Path) -> Iterator[Hub]:
         yield started
 
 
+def asking(endpoint: str, tmp_path: Path) -> dict[str, str]:
+    """Variables of a process that asks a hub: its library gives up after 10 s, in which a loaded machine starts no three others."""
+    patience = {"HF_HUB_DOWNLOAD_TIMEOUT": "120", "HF_HUB_ETAG_TIMEOUT": "120"}
+    return {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", **patience}
+
+
 @pytest.fixture
 def hub_environment(server: Hub, tmp_path: Path) -> dict[str, str]:
-    return {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+    return asking(server.endpoint, tmp_path)
 
 
 def test_one_process_of_a_machine_downloads_a_hub_model(server: Hub, hub_environment: dict[str, str], model: Path, tmp_path: Path) -> None:
@@ -141,7 +147,7 @@ def test_the_cache_stands_in_for_a_hub_that_is_not_reached(model: Path, tmp_path
     nor a model of which not every file was wanted."""
     online, offline = tmp_path / "online", tmp_path / "offline"
     with hub(NAME, model) as server:
-        environment = {**os.environ, "HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+        environment = {**os.environ, **asking(server.endpoint, tmp_path)}
         resolve = partial(subprocess.run, env=environment, capture_output=True, text=True, timeout=120)
         resolve([sys.executable, "-c", RESOLVE, NAME, str(online)], check=True)
         resolve([sys.executable, "-c", DOWNLOAD, str(tmp_path / "ready")], check=True)
@@ -164,12 +170,8 @@ def test_only_a_hub_that_does_not_answer_is_worth_another_try(
     source = corpora.plain(rows=2, files=1).write(tmp_path / "in")
     with hub("someone/other" if answer == 403 else NAME, model) as server:
         server.refusals.extend([403] * (answer == 403))
-        environment = {
-            "HF_ENDPOINT": "http://127.0.0.1:1" if answer is None else server.endpoint,
-            "HF_HUB_OFFLINE": str(int(answer == "offline")),
-            "HF_HOME": str(tmp_path / "hf"),
-            "RAY_ADDRESS": "",
-        }
+        environment = asking("http://127.0.0.1:1" if answer is None else server.endpoint, tmp_path)
+        environment |= {"HF_HUB_OFFLINE": str(int(answer == "offline")), "RAY_ADDRESS": ""}
         named = ["--input", source, "--output", str(tmp_path / "out"), "--model", "someone/other"]
         done = run_job(*named, "--dry-run", env=environment, check=code)
     assert "error: --model=someone/other is neither a folder nor a model " in done.stderr

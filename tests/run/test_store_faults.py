@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from embedding.run import cli
 from tests.support import corpora, outputs
 from tests.support.faulty_proxy import FaultyProxy, faulty_proxy
 from tests.support.job import JobResult, run_job, start_job
@@ -22,8 +23,10 @@ from tests.support.s3_server import S3Server
 
 ROWS, UNIT_ROWS = 120, 10
 UNITS = ROWS // UNIT_ROWS
-KILL_SECONDS = 3
+RAY_SECONDS = 3
 """After so long, `ray job stop` sends SIGKILL."""
+LOADED_SECONDS = 30
+"""A run that was asked to end is killed after so long: a loaded machine makes even the last resort late."""
 OFTEN = ("slow down", "internal error", "too many requests", "reset", "truncate", "lose reply")
 SCATTERED = [*OFTEN, *OFTEN, *OFTEN, "stall", "trickle"]
 
@@ -172,6 +175,10 @@ def test_a_source_that_is_replaced_while_it_is_read(s3: S3Server, tiny_model: Pa
     assert len(outputs.table(f"{folder}/out")) == ROWS // 2 + (ROWS + 2) // 2
 
 
+def test_a_stopped_run_is_to_end_before_ray_kills_it() -> None:
+    assert 0 < cli._CLEAN_UP_SECONDS < cli._END_SECONDS <= 2 < RAY_SECONDS
+
+
 def test_a_stopped_run_ends_though_the_store_does_not_answer(
     arguments: list[str], undisturbed: dict[str, bytes], folder: str, env: dict[str, str], proxy: FaultyProxy
 ) -> None:
@@ -181,7 +188,7 @@ def test_a_stopped_run_ends_though_the_store_does_not_answer(
         proxy.always = "stall"
         os.kill(job.process.pid, signal.SIGTERM)
         try:
-            job.process.wait(KILL_SECONDS)
+            job.process.wait(LOADED_SECONDS)
         except subprocess.TimeoutExpired:
             job.process.kill()
         result = job.wait()

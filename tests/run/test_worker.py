@@ -46,7 +46,18 @@ COLUMNS = Columns("text", ("id",))
 
 def job_of(model: Path, output: str, **options: Any) -> WorkerJob:
     spec = resolve_model(JobConfig(input=("x",), output="x", model=str(model)), precision="fp32")
-    job = WorkerJob(spec, output, 256, COLUMNS, True, False, {"fingerprint": "f"}, 3, "cpu", None)
+    job = WorkerJob(
+        model=spec,
+        output=output,
+        batch_tokens=256,
+        columns=COLUMNS,
+        has_id=True,
+        token_columns=False,
+        provenance={"fingerprint": "f"},
+        max_unit_attempts=3,
+        device="cpu",
+        threads=None,
+    )
     return replace(job, **options)
 
 

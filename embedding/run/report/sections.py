@@ -13,7 +13,7 @@ from embedding.errors import count
 from embedding.run.report import figures, measures
 from embedding.run.report.measures import WorkerTime
 from embedding.run.report.page import Findings, Item, Numbers, Page, Section
-from embedding.run.report.vectors import collapse
+from embedding.run.report.vectors import VectorFacts, collapse
 from embedding.run.report.wording import Named, classify_rows, duration, file_name, name_rows, said, share, short_number
 from embedding.run.settings import vectors_of_output
 from embedding.run.summary import CLIPPED_SHARE, Summary, clipped
@@ -169,62 +169,69 @@ def _slowest(timed: pa.Table) -> Item:
 
 
 def _texts(found: Findings) -> Section:
-    table, rejections = found.records.table, found.rejections
-    rows, rejected = (measures.total(table, name) for name in ("rows", "rejected"))
-    truncated, duplicates, chunks = (measures.total(table, name) for name in ("truncated", "duplicates", "chunks"))
-    what = "chunks" if chunks else "rows"
-    max_tokens = int(found.settings.vectors.get("max_tokens", 0))
-    counts = measures.lengths(table)
-    items = []
-    if counts.any() and max_tokens:
-        used = np.flatnonzero(counts)
-        bins = [(f"{LENGTH_EDGES[at]:,} to {LENGTH_EDGES[at + 1] - 1:,}", f"{counts[at]:,}") for at in used]
-        cut = f"{share(truncated, rows - rejected)} of the rows were longer than max_tokens={max_tokens:,} and were truncated"
-        cut = f"Texts longer than max_tokens={max_tokens:,} are cut into chunks" if chunks else cut
-        reading = f"{cut}; half of the {what} have at most {_median_bound(counts):,} tokens."
-        legend = [("c0", "whole"), ("c1", "truncated")]
-        items.append(
-            Item(
-                f"{what.capitalize()} by length in tokens",
-                reading,
-                Numbers(("Tokens", what.capitalize()), bins, (what.capitalize(),)),
-                figures.lengths_svg(counts, truncated, max_tokens),
-                legend,
-            )
-        )
-    equal = f"{'chunks' if chunks else 'of these,'} equal to an earlier {'one' if chunks else 'row'} of their unit"
-    became = [
-        ("with a vector", f"{rows - rejected:,}", share(rows - rejected, rows)),
-        ("of these, truncated at max_tokens", f"{truncated:,}", share(truncated, rows)),
-        (equal, f"{duplicates:,}", share(duplicates, chunks or rows)),
-        ("rejected", f"{rejected:,}", share(rejected, rows)),
-    ]
-    made = f"{rows - rejected:,} rows became {chunks:,} chunks. " if chunks else ""
-    items.append(
-        Item(
-            "What became of the rows",
-            f"{made}Equal {what} in a unit are encoded once and share their vector.",
-            Numbers(("Rows", "Count", "Share"), became, ("Count", "Share")),
-        )
-    )
-    blocks = []
-    if rejections.reasons:
-        scope = "" if rejections.rows >= rejected else f" The counts cover {rejections.rows:,} of them."
-        examples = [
-            (
-                reason,
-                f"{times:,}",
-                f"{file_name(str(row['source']))} row {row['row_index']:,}" + (f", id {row['id']}" if row["id"] is not None else ""),
-            )
-            for reason, times in list(rejections.reasons.items())[:_REASONS]
-            for row in [rejections.examples[reason]]
-        ]
-        listed = f"All are listed in _control/rejected.{scope}"
-        blocks.append(Item("Rejected rows by reason", listed, Numbers(("Reason", "Rows", "First example"), examples, ("Rows",))))
+    table = found.records.table
+    blocks = _rejections(found)
     if failures := found.summary.failures:
         blocks.append(_failures(found.summary, failures[:_FAILURES]))
-    lead = f"{count(rows, 'row')} in {count(table.num_rows, 'shard')}, from all runs on this output."
-    return Section("Texts", lead, items, blocks=blocks)
+    lead = f"{count(measures.total(table, 'rows'), 'row')} in {count(table.num_rows, 'shard')}, from all runs on this output."
+    return Section("Texts", lead, [*_lengths(found), _became(table)], blocks=blocks)
+
+
+def _lengths(found: Findings) -> list[Item]:
+    """How long the texts are, and which share of them was too long; nothing where no length is known."""
+    table, max_tokens = found.records.table, int(found.settings.vectors.get("max_tokens", 0))
+    counts = measures.lengths(table)
+    if not counts.any() or not max_tokens:
+        return []
+    rows, rejected, truncated, chunks = (measures.total(table, name) for name in ("rows", "rejected", "truncated", "chunks"))
+    if chunks:
+        what, cut = "chunks", f"Texts longer than max_tokens={max_tokens:,} are cut into chunks"
+    else:
+        too_long = share(truncated, rows - rejected)
+        what, cut = "rows", f"{too_long} of the rows were longer than max_tokens={max_tokens:,} and were truncated"
+    bins = [(f"{LENGTH_EDGES[at]:,} to {LENGTH_EDGES[at + 1] - 1:,}", f"{counts[at]:,}") for at in np.flatnonzero(counts)]
+    reading = f"{cut}; half of the {what} have at most {_median_bound(counts):,} tokens."
+    numbers, legend = Numbers(("Tokens", what.capitalize()), bins, (what.capitalize(),)), [("c0", "whole"), ("c1", "truncated")]
+    return [Item(f"{what.capitalize()} by length in tokens", reading, numbers, figures.lengths_svg(counts, truncated, max_tokens), legend)]
+
+
+def _became(table: pa.Table) -> Item:
+    """How many rows have a vector, and how many of these are cut short or share one."""
+    rows, rejected, truncated = (measures.total(table, name) for name in ("rows", "rejected", "truncated"))
+    duplicates, chunks = (measures.total(table, name) for name in ("duplicates", "chunks"))
+    embedded = rows - rejected
+    if chunks:
+        reading = f"{embedded:,} rows became {chunks:,} chunks. Equal chunks in a unit are encoded once and share their vector."
+        equal = ("chunks equal to an earlier one of their unit", f"{duplicates:,}", share(duplicates, chunks))
+    else:
+        reading = "Equal rows in a unit are encoded once and share their vector."
+        equal = ("of these, equal to an earlier row of their unit", f"{duplicates:,}", share(duplicates, rows))
+    cells = [
+        ("with a vector", f"{embedded:,}", share(embedded, rows)),
+        ("of these, truncated at max_tokens", f"{truncated:,}", share(truncated, rows)),
+        equal,
+        ("rejected", f"{rejected:,}", share(rejected, rows)),
+    ]
+    return Item("What became of the rows", reading, Numbers(("Rows", "Count", "Share"), cells, ("Count", "Share")))
+
+
+def _rejections(found: Findings) -> list[Item]:
+    """Why rows were rejected, each reason with an example; nothing where none was."""
+    rejections = found.rejections
+    if not rejections.reasons:
+        return []
+    all_counted = rejections.rows >= measures.total(found.records.table, "rejected")
+    scope = "" if all_counted else f" The counts cover {rejections.rows:,} of them."
+    shown = list(rejections.reasons.items())[:_REASONS]
+    examples = [(reason, f"{times:,}", _place(rejections.examples[reason])) for reason, times in shown]
+    table = Numbers(("Reason", "Rows", "First example"), examples, ("Rows",))
+    return [Item("Rejected rows by reason", f"All are listed in _control/rejected.{scope}", table)]
+
+
+def _place(row: Mapping[str, object]) -> str:
+    """Where a rejected row is."""
+    place = f"{file_name(str(row['source']))} row {row['row_index']:,}"
+    return place if row["id"] is None else f"{place}, id {row['id']}"
 
 
 def _failures(summary: Summary, shown: Sequence[Mapping[str, object]]) -> Item:
@@ -243,7 +250,19 @@ def _vectors(found: Findings) -> list[Section]:
         return []
     settings = found.settings.vectors
     names = name_rows(sample.columns, settings.get("id_column"), settings.get("text_column") or "")
-    classes = classify_rows(sample.columns, (settings.get("id_column"), settings.get("text_column")))
+    near = [
+        (names[one.row], [Named(names[row].name, names[row].text, f"{cosine:.2f}") for row, cosine in one.nearest])
+        for one in facts.neighbours
+    ]
+    lead = f"A random sample of {count(facts.rows, 'row')} from {count(sample.shards, 'shard')}, the same every time."
+    items = [_map(found, facts, names), *_distances(facts), _health(found, facts)]
+    return [Section("Vectors", lead, items, near)]
+
+
+def _map(found: Findings, facts: VectorFacts, names: Sequence[Named]) -> Item:
+    """Some rows of the sample on two axes, in the colors of their class where a column has classes."""
+    settings = found.settings.vectors
+    classes = classify_rows(found.sample.columns, (settings.get("id_column"), settings.get("text_column")))
     points = np.linspace(0, facts.rows - 1, min(_POINTS, facts.rows)).astype(int)
     of_points = [classes.of_rows[row] for row in points]
     titles = [
@@ -251,41 +270,44 @@ def _vectors(found: Findings) -> list[Section]:
         for row, number in zip(points, of_points, strict=True)
     ]
     coloured = f" Colored by {classes.column}." if classes.column else ""
-    plane = Item(
+    return Item(
         "Map",
         f"{len(points):,} rows on the two axes along which they differ most; these show {facts.plane_share:.0%} of the variance.{coloured}",
         svg=figures.plane_svg(facts.plane_R2[points], of_points, titles, facts.plane_share),
         legend=[(f"c{number}", label) for number, label in classes.labels.items()],
         kind="tall",
     )
-    items = [plane]
+
+
+def _distances(facts: VectorFacts) -> list[Item]:
+    """How near rows are to one another, where there are some, and how long their vectors are, where these are not normalized."""
+    items = []
     if len(facts.cosines):
         any_two, nearest = np.median(facts.cosines), np.median(facts.nearest_U)
         reading = f"The median cosine of any two rows is {any_two:.2f}, that of a row and its nearest row {nearest:.2f}."
         legend = [("c0", "any two rows"), ("c1", "a row and its nearest")]
         items.append(Item("Cosines, share of pairs", reading, None, figures.cosines_svg(facts.cosines, facts.nearest_U), legend))
     if not facts.unit_length:
-        reading = f"The vectors are not normalized; their lengths range from {facts.norms_R.min():.3g} to {facts.norms_R.max():.3g}."
-        items.append(Item("Lengths", reading, None, figures.norms_svg(facts.norms_R)))
-    length = "1 (normalized)" if facts.unit_length else f"{np.median(facts.norms_R):.4g} (median)"
+        lengths = f"The vectors are not normalized; their lengths range from {facts.norms_R.min():.3g} to {facts.norms_R.max():.3g}."
+        items.append(Item("Lengths", lengths, None, figures.norms_svg(facts.norms_R)))
+    return items
+
+
+def _health(found: Findings, facts: VectorFacts) -> Item:
+    """Whether the vectors tell the rows apart."""
     numbers = [
         ("Vectors in the sample", f"{facts.rows:,}"),
         ("Distinct vectors", f"{facts.distinct:,}"),
-        ("Length", length),
+        ("Length", "1 (normalized)" if facts.unit_length else f"{np.median(facts.norms_R):.4g} (median)"),
         ("Mean cosine of two distinct vectors", f"{facts.mean_cosine:.3f}"),
         ("Effective dimensions", f"{facts.effective_dimensions:.0f} of {min(facts.dimensions, max(1, facts.distinct - 1))}"),
     ]
     outside, stored = _clipped(found)
     if stored:
         numbers.append(("Numbers clipped to the int8 ranges", share(outside, stored)))
-    healthy = "No sign of collapse." if not collapse(facts, scanned=sample.scanned, repeats=sample.repeats) else "See the warnings above."
-    items.append(Item("Health", healthy, Numbers(("Measure", "Value"), numbers, ("Value",))))
-    near = [
-        (names[one.row], [Named(names[row].name, names[row].text, f"{cosine:.2f}") for row, cosine in one.nearest])
-        for one in facts.neighbours
-    ]
-    lead = f"A random sample of {count(facts.rows, 'row')} from {count(sample.shards, 'shard')}, the same every time."
-    return [Section("Vectors", lead, items, near)]
+    collapsed = collapse(facts, scanned=found.sample.scanned, repeats=found.sample.repeats)
+    reading = "See the warnings above." if collapsed else "No sign of collapse."
+    return Item("Health", reading, Numbers(("Measure", "Value"), numbers, ("Value",)))
 
 
 def _provenance(found: Findings) -> Section:
@@ -311,9 +333,7 @@ def _provenance(found: Findings) -> Section:
         ),
         Item("Versions", "Library versions of the run that started this output.", _pairs("Package", settings.versions)),
     ]
-    blocks = [
-        Item("Runs", "Newest first, with what each run embedded.", Numbers(heads, runs, heads[2:])),
-    ]
+    blocks = [Item("Runs", "Newest first, with what each run embedded.", Numbers(heads, runs, heads[2:]))]
     lead = f"Input: {', '.join(settings.input[:5])}{f' and {len(settings.input) - 5} more' if len(settings.input) > 5 else ''}"
     return Section("Provenance", lead, grid, blocks=blocks)
 
