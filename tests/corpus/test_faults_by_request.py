@@ -18,7 +18,7 @@ from embedding.errors import ConfigError, StorageError
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.s3_server import S3Server
 
-IMPATIENT = {"config_kwargs": {"read_timeout": 1.0}}
+IMPATIENT = {"config_kwargs": {"read_timeout": 2.0}}
 """As FSSPEC_S3 says it: where the store does not answer, nobody wants to wait for the usual 30 s."""
 BODY = bytes(range(256)) * 40
 CALLS: dict[str, Callable[[Storage], Any]] = {
