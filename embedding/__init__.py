@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from embedding.config import JobConfig
-
 if TYPE_CHECKING:
+    from embedding.config import JobConfig
     from embedding.run.job import embed_corpus
     from embedding.run.summary import Summary
 
@@ -20,7 +19,13 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import Ray and torch only when they are needed: `--help` and a wrong option answer at once."""
+    """Import what takes long only when it is needed: Ray and torch, so that `--help` and a wrong option answer at once, and pydantic, so
+    that Ctrl-C finds a handler.
+    """
+    if name == "JobConfig":
+        from embedding.config import JobConfig
+
+        return JobConfig
     if name == "embed_corpus":
         from embedding.run.job import embed_corpus
 

@@ -9,22 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
 from cyclopts import Group, Parameter
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from embedding.errors import ConfigError, explain
+from embedding.rules import Config, refuse_secrets
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -44,11 +34,7 @@ RESERVED_COLUMNS = frozenset({"embedding", "num_tokens", "truncated", "source", 
 CHUNK_COLUMNS = frozenset({"chunk", "chunk_start", "chunk_end"})
 """Those that a shard has only where it has a row for each chunk of a text."""
 
-_USER_AND_PASSWORD = re.compile(r"[^/]*:.*@")
-"""user:password@host; the password may hold a slash. container@account, as Azure's URLs have it, is no secret."""
-_SIGNATURE = re.compile(r"(^|&)[^=]*(sig|signature|token|secret|password|credential|key|keyid)=", re.IGNORECASE)
-"""Options of presigned URLs and shared access signatures, such as X-Amz-Signature=, sig= and AWSAccessKeyId=."""
-
+_Item: TypeAlias = Annotated[str, Field(min_length=1)]
 _CORPUS = Parameter(group=Group("Corpus", sort_key=1))
 _OUTPUT = Parameter(group=Group("Output", sort_key=2))
 _MODEL = Parameter(group=Group("Model", sort_key=3))
@@ -64,29 +50,14 @@ _NUMBER = Parameter(metavar="N")
 _PLACE = Parameter(metavar="PATH|URL")
 
 
-class Config(BaseModel):
-    """Options that are checked when they are put together, and then stay; unknown ones are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    @classmethod
-    def build(cls, **values: Any) -> Self:
-        """Like the constructor, but a wrong value raises a one-sentence ConfigError."""
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            raise ConfigError(explain(error)) from None
-
-
 class JobConfig(Config):
-    """Everything a user can say about a job.
+    """Everything a user can say about a job. `input`, `keep_columns` and `dimensions` take a single value too, and any list or tuple.
 
     Raises:
-        ConfigError: a value is out of its range or does not fit another one (`JobConfig.build`).
-        pydantic.ValidationError: the same, from the constructor.
+        ConfigError: an option is unknown, a value is out of its range, or it does not fit another one; not pydantic's ValidationError.
     """
 
-    input: Annotated[tuple[str, ...], _CORPUS, _LIST, _PLACE] = Field(
+    input: Annotated[tuple[_Item, ...], _CORPUS, _LIST, _PLACE] = Field(
         min_length=1,
         description="File, folder (read recursively), table or glob; a local path or a URL such as s3://bucket/corpus or "
         "hf://datasets/owner/name. Accepts several.",
@@ -104,9 +75,9 @@ class JobConfig(Config):
         description="Builds the text from several columns, instead of --text-column: '{title}\\n\\n{body}'; {{ and }} are literal braces.",
     )
     id_column: Annotated[str | None, _CORPUS, _NAME] = Field(
-        None, description="Column copied to every shard as the row's identity; without it, shards have source and row_index."
+        None, min_length=1, description="Column copied to every shard as the row's identity; without it, shards have source and row_index."
     )
-    keep_columns: Annotated[tuple[str, ...], _CORPUS, _LIST, _NAME] = Field(
+    keep_columns: Annotated[tuple[_Item, ...], _CORPUS, _LIST, _NAME] = Field(
         (), description="More columns copied to every shard, types unchanged."
     )
     limit_rows: Annotated[PositiveInt | None, _CORPUS, _NUMBER] = Field(None, description="Embed only the first N rows of the corpus.")
@@ -143,11 +114,11 @@ class JobConfig(Config):
         min_length=1,
         description="Folder, fsspec URL or hub id of a transformers or sentence-transformers encoder with safetensors weights.",
     )
-    revision: Annotated[str | None, _MODEL, _NAME] = Field(None, description="Branch, tag or commit of a hub model.")
+    revision: Annotated[str | None, _MODEL, _NAME] = Field(None, min_length=1, description="Branch, tag or commit of a hub model.")
     trust_remote_code: Annotated[bool, _MODEL, _FLAG] = Field(False, description="Run Python code from the model folder.")
     prompt: Annotated[str | None, _MODEL, _TEXT] = Field(None, description="Prefix for every text, such as 'passage: '.")
     prompt_name: Annotated[str | None, _MODEL, _NAME] = Field(
-        None, description="Name of a prompt in the model's own sentence-transformers configuration."
+        None, min_length=1, description="Name of a prompt in the model's own sentence-transformers configuration."
     )
     pooling: Annotated[Literal["auto"] | Pooling, _MODEL, _ONE_OF] = Field(
         "auto",
@@ -222,7 +193,9 @@ class JobConfig(Config):
     rate: Annotated[PositiveFloat | None, _RUN, _NUMBER] = Field(
         None, description="Tokens per second of one worker, for the time in --dry-run; default: measured, if possible."
     )
-    json_summary: Annotated[str | None, _RUN, _PLACE] = Field(None, description="Also write the JSON summary to this path or URL.")
+    json_summary: Annotated[str | None, _RUN, _PLACE] = Field(
+        None, min_length=1, description="Also write the JSON summary to this path or URL."
+    )
     report: Annotated[Literal["yes", "no"], _RUN] = Field(
         "yes", description="Write an HTML report of the run, _control/runs/<run>/report.html; it quotes ids and kept columns."
     )
@@ -289,7 +262,7 @@ class JobConfig(Config):
             raise ValueError(f"column {repeated!r} is named twice in --id-column and --keep-columns; name it once")
         return self
 
-    @field_validator("dimensions", mode="before")
+    @field_validator("input", "keep_columns", "dimensions", mode="before")
     @classmethod
     def _one_or_several(cls, value: object) -> object:
         return () if value is None else value if isinstance(value, list | tuple) else (value,)
@@ -332,18 +305,3 @@ class JobConfig(Config):
 def vector_columns(dimensions: Sequence[int]) -> tuple[str, ...]:
     """The columns of vectors with so many dimensions each, the largest first: its name does not say how many."""
     return ("embedding", *(f"embedding_{number}" for number in dimensions[1:]))
-
-
-def refuse_secrets(option: str, url: str) -> None:
-    """A URL ends up in records, shards and logs, so it may not carry what opens a store.
-
-    Raises:
-        ValueError: it does; the sentence does not repeat it.
-    """
-    _, is_url, rest = url.partition("://")
-    place, _, query = rest.partition("?")
-    if is_url and (_USER_AND_PASSWORD.match(place) or _SIGNATURE.search(query)):
-        raise ValueError(
-            f"--{option} is a URL that contains a password, key or signature, which would be written to records and logs; "
-            "remove it, and provide it where the store's library looks for it (for S3: AWS_* variables or a profile)"
-        )

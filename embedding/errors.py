@@ -6,10 +6,7 @@ Every error a user can meet is one sentence: the value, the rule it breaks, and 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING, ClassVar
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
+from typing import ClassVar
 
 
 class ExitCode(IntEnum):
@@ -112,35 +109,3 @@ def first_line(error: BaseException) -> str:
 def count(number: int, noun: str) -> str:
     """3 rows, 1 row."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def explain(error: ValidationError) -> str:
-    """One sentence for the first field that pydantic refused: option, value, rule.
-
-    A union field (auto or a number) yields an error per member; they are one rule to the user.
-    """
-    details = error.errors(include_url=False)
-    first = details[0]
-    field = str(first["loc"][0]) if first["loc"] else ""
-    rules = []
-    for detail in details:
-        if field and detail["loc"][:1] != (field,):
-            continue
-        cause = detail.get("ctx", {}).get("error")
-        rule = str(cause) if cause else detail["msg"].removeprefix("Input should be ")
-        if rule not in rules:
-            rules.append(rule)
-    text = " or ".join(rules)
-    if not field:
-        return text
-    option = f"--{field.replace('_', '-')}"
-    if first["type"] == "missing":
-        return missing(field)
-    if first["type"] == "extra_forbidden":
-        return f"{field!r} is not an option; --help lists them all"
-    return f"{option}={first['input']!r} is invalid: {text}"
-
-
-def missing(field: str) -> str:
-    """The sentence for an option that has no default and was not given."""
-    return f"--{field.replace('_', '-')} is missing; set it on the command line, in the --config file or as EMBED_{field.upper()}"

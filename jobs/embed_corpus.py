@@ -5,7 +5,10 @@ config -> plan -> Ray Data (read | tokenize, encode, pool, write, commit) -> rec
 
 from __future__ import annotations
 
-from embedding.run.cli import main
+import signal
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the process silently, also before main() has its own handler
+    from embedding.run.cli import main
+
     main()

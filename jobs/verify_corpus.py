@@ -5,7 +5,10 @@ settings -> plan -> Ray Data (read source and shard, compare) -> sample embedded
 
 from __future__ import annotations
 
-from embedding.run.proof.cli import main
+import signal
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the process silently, also before main() has its own handler
+    from embedding.run.proof.cli import main
+
     main()

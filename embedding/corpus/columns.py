@@ -154,7 +154,8 @@ def require_column(schema: pa.Schema, column: str, uri: str, option: str) -> Non
         paths = [path for path, _ in paths_of(schema)]
         close = get_close_matches(column, paths, n=1)
         hint = ", separated by spaces, not commas" if "," in column else f" (did you mean {close[0]!r}?)" if close else ""
-        raise CorpusError(f"{uri} has no column {column!r}; {_remedy(option, 'columns')}{hint}: {', '.join(paths)}") from None
+        folder = f"; {column!r} is a folder of the path, and data/ keeps those folders (Parquet output)" if _is_folder(column, uri) else ""
+        raise CorpusError(f"{uri} has no column {column!r}; {_remedy(option, 'columns')}{hint}: {', '.join(paths)}{folder}") from None
 
 
 def require_text(schema: pa.Schema, column: str, uri: str, option: str) -> None:
@@ -168,6 +169,11 @@ def require_text(schema: pa.Schema, column: str, uri: str, option: str) -> None:
         others = [path for path, kind in paths_of(schema) if _is_text(kind)]
         remedy = f"{_remedy(option, 'string columns')}: {', '.join(others)}" if others else "the file has no string column for " + option
         raise CorpusError(f"{uri}: column {column!r} is {field.type}, not string; {remedy}")
+
+
+def _is_folder(column: str, uri: str) -> bool:
+    """Whether the path has the column as a hive folder: .../lang=de/part.parquet."""
+    return any(folder.startswith(f"{column}=") for folder in uri.split("/")[:-1])
 
 
 def _remedy(option: str, which: str) -> str:

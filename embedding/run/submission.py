@@ -41,8 +41,8 @@ class Ending:
     """The job's own; None where it was stopped, or its node died."""
     summary: dict[str, Any] = field(default_factory=dict)
     """The JSON of the last line of stdout; empty where the run did not come to have a plan."""
-    failures: list[dict[str, Any]] = field(default_factory=list)
-    """The failed units: source, first row, rows, reason."""
+    failures: list[str] = field(default_factory=list)
+    """The failed units and files, a line each: source, first row, reason."""
     message: str = ""
     """Why it did not succeed, in a sentence or a few."""
 
@@ -103,14 +103,13 @@ def _asked(question: Callable[[str], Any], submission_id: str) -> Any:
 def _ending(details: Any, lines: Sequence[str]) -> Ending:
     """The log has stdout and stderr in one, so what is looked for may stand anywhere near its end."""
     objects = [found for line in lines if line.startswith("{") and "run" in (found := _object(line)) and "status" in found]
-    failures = [_object(line.removeprefix("failed: ")) for line in lines if line.startswith("failed: ")]
     error = next((line for line in reversed(lines) if line.startswith("error: ")), None)
     return Ending(
         submission_id=details.submission_id,
         status=str(details.status),
         exit_code=details.driver_exit_code,
         summary=objects[-1] if objects else {},
-        failures=[failure for failure in failures if failure],
+        failures=[line.removeprefix("failed: ") for line in lines if line.startswith("failed: ")],
         message="" if details.status == JobStatus.SUCCEEDED else error or details.message or str(details.status),
     )
 

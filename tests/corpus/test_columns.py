@@ -87,3 +87,13 @@ def test_columns_that_are_not_there_or_no_text_are_told(template: str, sentence:
     source = put_source(str(tmp_path), table_bytes(pa.Table.from_pylist(ROWS)))
     with pytest.raises(CorpusError, match=re.escape(sentence)):
         read_layout(source, Columns("", (), template))
+
+
+@pytest.mark.parametrize(
+    ("column", "end"), [("lang", "; 'lang' is a folder of the path, and data/ keeps those folders (Parquet output)"), ("la", "")]
+)
+def test_a_hive_folder_is_no_column(column: str, end: str, tmp_path: Path) -> None:
+    source = put_source(f"{tmp_path}/lang=de/year=2025", table_bytes(pa.table({"text": ["a"]})))
+    with pytest.raises(CorpusError) as refusal:
+        read_layout(source, Columns("text", (column,)))
+    assert str(refusal.value) == f"{source.uri} has no column {column!r}; use only its columns in --keep-columns: text{end}"

@@ -181,7 +181,6 @@ DAMAGED: list[tuple[str, bytes, str]] = [
     ("a.jsonl.gz", b"", "FILE is not a readable JSON Lines file: it is empty, but every gzip file has at least a header"),
     ("a.jsonl.gz", gzip.compress(as_jsonl("\n"))[:-9], "FILE is not a readable JSON Lines file: Truncated compressed stream"),
     ("a.jsonl.zst", as_jsonl("\n"), "FILE is not a readable JSON Lines file: ZSTD decompress failed"),
-    ("a.csv", b"", "FILE is not a readable CSV file: it is empty and does not even have a header"),
     ("a.csv", b"\xff\xfei\0d\0", "FILE is not a readable CSV file: it is UTF-16"),
     ("a.csv", b'id,text\n1,a\n2,"b\n3,c\n', "FILE: row 1 opens a quote that is never closed"),
     ("a.csv", b"id,t\xffxt\n1,a\n", "FILE is not a readable CSV file: 'utf-8' codec can't decode"),
@@ -197,6 +196,19 @@ def test_damage_is_told_with_the_file_and_the_row(name: str, data: bytes, senten
         read_all(str(tmp_path), columns, 10)
     assert str(caught.value).replace(f"file://{tmp_path}/{name}", "FILE").startswith(sentence)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
+def test_an_empty_file_has_no_rows(name: str, tmp_path: Path) -> None:
+    kind = Format(name.removeprefix("a."))
+    columns = replace(TYPED, format=kind)
+    empty = put_source(str(tmp_path), b"", name)
+    assert read_layout(empty, columns).num_rows == 0
+    header = {"a.csv": b"id,text\n", "a.tsv": b"id\ttext", "a.jsonl": b"\n"}[name]
+    assert read_layout(put_source(str(tmp_path), header, name), columns).num_rows == 0
+    if kind is not Format.JSONL:  # a header without rows still has to have the columns
+        with pytest.raises(CorpusError, match="has no column 'text'"):
+            read_layout(put_source(str(tmp_path), b"id\n", name), columns)
 
 
 def test_rows_longer_than_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from tests.support.waiting import wait_until
 ROWS, UNIT_ROWS = 600, 3
 COMMAND = ("python", "jobs/embed_corpus.py")
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "job"]
-FAILED_UNITS = """echo 'failed: {"source": "a"}'; echo '{"run": "r", "status": "failed units"}'; echo late; exit 3"""
+FAILED_UNITS = """echo 'failed: s3://a from row 0: b'; echo '{"run": "r", "status": "failed units"}'; echo late; exit 3"""
 FROM_RAY = r"[-\d]+ [:,\d]+\s+INFO (cli|job_manager)\.py:\d+ -- .*|Running entrypoint for job .*"
 PROGRESS = r".* of [\d,]+ rows \(\d+%\), [\d,]+ rows/s, [\d,]+ tokens/s, \d+ units? failed, ETA (unknown|\d+:\d\d:\d\d), .*"
 
@@ -170,25 +170,21 @@ def test_a_stopped_run_lets_go_and_the_next_one_resumes(
 @pytest.mark.parametrize(
     ("program", "exit_code", "final", "message", "failures"),
     [
-        (f"{shlex.join([sys.executable, str(SCRIPT)])} --output x", 2, True, "--input is missing", 0),
-        (
-            """echo 'failed: {"source": "a", "reason": "b"}'; echo '{"run": "r", "status": "failed units"}'; echo late; exit 3""",
-            3,
-            True,
-            "",
-            1,
-        ),
-        ("exit 4", 4, True, "exit code 4", 0),
-        ("exit 1", 1, False, "exit code 1", 0),
-        ("kill -9 $$", -9, False, "exit code -9", 0),
+        (f"{shlex.join([sys.executable, str(SCRIPT)])} --output x", 2, True, "--input is missing", []),
+        (FAILED_UNITS, 3, True, "", ["s3://a from row 0: b"]),
+        ("exit 4", 4, True, "exit code 4", []),
+        ("exit 1", 1, False, "exit code 1", []),
+        ("kill -9 $$", -9, False, "exit code -9", []),
     ],
     ids=["wrong option", "failed units", "busy", "crash", "killed"],
 )
-def test_ends_are_told_apart(program: str, exit_code: int, final: bool, message: str, failures: int, client: JobSubmissionClient) -> None:
+def test_ends_are_told_apart(
+    program: str, exit_code: int, final: bool, message: str, failures: list[str], client: JobSubmissionClient
+) -> None:
     end = watch(client, client.submit_job(entrypoint=program), lambda _: None, poll_seconds=0.2)
     assert (end.status, end.exit_code, end.final, end.succeeded) == (JobStatus.FAILED, exit_code, final, False)
     assert message in end.message
-    assert len(end.failures) == failures
+    assert end.failures == failures
     assert end.summary == ({"run": "r", "status": "failed units"} if failures else {})
 
 

@@ -8,17 +8,22 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from embedding.errors import ConfigError
 from embedding.run.cli import parse, run
+from embedding.run.options import require_known_variables
+from embedding.run.proof.cli import parse as parse_proof
 from tests.support import corpora
 from tests.support.job import REPOSITORY, SCRIPT
 from tests.support.terminal import on_terminal
 
 NEEDED = ["--input", "corpus", "--output", "vectors"]
+NO_VALUE = "has no value; write it after the option, or as"
+EMPTY = "is invalid: use a value that is not empty, and look for a shell variable that is not set\n"
 
 
 def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,8 +54,17 @@ def test_lists_can_be_repeated_or_given_at_once() -> None:
         (["--input", "i", "--zzz", "o"], "Unknown option: --zzz. --help lists them all."),
         ([*NEEDED, "--quiet", "--verbose"], "--quiet and --verbose are both given; keep one of them"),
         ([*NEEDED, "--batch-token", "5"], "Did you mean --batch-tokens?"),
-        ([*NEEDED, "--batch-tokens", "0"], "--batch-tokens='0' is invalid"),
-        ([*NEEDED, "--pooling", "median"], "--pooling='median' is invalid"),
+        ([*NEEDED, "--batch-tokens", "0"], "--batch-tokens='0' is invalid: use auto or a number above 0"),
+        ([*NEEDED, "--limit-rows", "0"], "--limit-rows='0' is invalid: use a number above 0"),
+        ([*NEEDED, "--unit-rows", "1k"], "--unit-rows='1k' is invalid: use auto or a whole number"),
+        ([*NEEDED, "--rate", "fast"], "--rate='fast' is invalid: use a number"),
+        ([*NEEDED, "--chunk-overlap", "-1"], "--chunk-overlap='-1' is invalid: use a number of 0 or more"),
+        ([*NEEDED, "--dimensions", "64", "x"], "--dimensions='x' is invalid: use a whole number"),
+        ([*NEEDED, "--normalize", "maybe"], "--normalize='maybe' is invalid: use auto, yes or no"),
+        (
+            [*NEEDED, "--pooling", "median"],
+            "--pooling='median' is invalid: use auto, mean, cls, max, weightedmean, mean_sqrt_len or lasttoken",
+        ),
         ([*NEEDED, "--workers", "4:2"], "the minimum 4 is above the maximum 2; swap them"),
         ([*NEEDED, "--workers", "many"], "use auto, a number of 1 or more, or MIN:MAX"),
         ([*NEEDED, "--prompt", "q: ", "--prompt-name", "query"], "--prompt and --prompt-name are both given; keep one of them"),
@@ -62,7 +76,20 @@ def test_lists_can_be_repeated_or_given_at_once() -> None:
         ([*NEEDED, "--keep-columns", "embedding"], "column 'embedding' has a name that is reserved for the shards' own columns"),
         ([*NEEDED, "--id-column", "a", "--keep-columns", "a"], "column 'a' is named twice"),
         ([*NEEDED, "--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
-        ([*NEEDED, "--gpus-per-worker", "-1"], "--gpus-per-worker"),
+        ([*NEEDED, "--gpus-per-worker", "-1"], "--gpus-per-worker='-1' is invalid: use auto or a number of 0 or more"),
+        ([*NEEDED, "--max-tokens"], f"--max-tokens {NO_VALUE} --max-tokens=VALUE if it begins with a hyphen"),
+        ([*NEEDED, "--max-tokens", "--quiet"], f"--max-tokens {NO_VALUE} --max-tokens=VALUE if it begins with a hyphen"),
+        ([*NEEDED, "--config"], f"--config {NO_VALUE} --config=VALUE if it begins with a hyphen"),
+        (["--input", "i", "--output"], f"--output {NO_VALUE} --output=VALUE if it begins with a hyphen"),
+        (["--input", "--output", "o"], "--input has no value; give it at least one"),
+        ([*NEEDED, "b.parquet", "c.parquet"], "'b.parquet' is not the value of an option; write the option before it, and quote a glob"),
+        (["--input", "", "--output", "o"], f"--input='' {EMPTY}"),
+        (["--input", "i", "", "--output", "o"], f"--input='' {EMPTY}"),
+        (["--input", "i", "--output", ""], f"--output='' {EMPTY}"),
+        ([*NEEDED, "--keep-columns", "a", ""], f"--keep-columns='' {EMPTY}"),
+        ([*NEEDED, "--json-summary", ""], f"--json-summary='' {EMPTY}"),
+        ([*NEEDED, "--id-column="], f"--id-column='' {EMPTY}"),
+        ([*NEEDED, "--revision", ""], f"--revision='' {EMPTY}"),
     ],
 )
 def test_a_wrong_option_is_one_sentence_and_exit_code_2(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,6 +99,47 @@ def test_a_wrong_option_is_one_sentence_and_exit_code_2(arguments: list[str], se
     assert printed.err.count("\n") == 1
     assert "Traceback" not in printed.err
     assert printed.out == ""
+
+
+def test_a_value_may_begin_with_a_hyphen() -> None:
+    config = parse([*NEEDED, "--prompt=- ", "--text-column=-x"])
+    assert config is not None
+    assert (config.prompt, config.text_column) == ("- ", "-x")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("EMBED_BATCHTOKENS", "did you mean EMBED_BATCH_TOKENS? Else unset it"),
+        ("EMBED_batch_tokens", "did you mean EMBED_BATCH_TOKENS? Else unset it"),
+        ("EMBED_SAMPEL", "did you mean EMBED_SAMPLE? Else unset it"),
+        ("EMBED_STORE_SECOND", "did you mean EMBED_STORE_SECONDS? Else unset it"),
+        ("EMBED_XYZ", "unset it, or see --help for the options"),
+        ("EMBED_CONFIG", "give --config on the command line, and unset it"),
+    ],
+)
+@pytest.mark.parametrize("command", [parse, parse_proof], ids=["embed", "verify"])
+def test_a_mistyped_variable_is_not_ignored(
+    command: Callable[[list[str]], object], name: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "512")
+    with pytest.raises(ConfigError, match=f"^the variable {name} is set, but it is not an option; {re.escape(sentence)}$"):
+        command(NEEDED if command is parse else ["vectors"])
+
+
+def test_every_variable_of_the_project_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands share an environment, and pods have variables for each service of their namespace."""
+    sources = [*REPOSITORY.glob("embedding/**/*.py"), *REPOSITORY.glob("jobs/*.py"), *REPOSITORY.glob("deploy/**/*.*")]
+    pages = [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md")]
+    named = {name for file in (*sources, *pages) for name in re.findall(r"\bEMBED_[A-Z_]+\b", file.read_text())}
+    assert {"EMBED_CACHE", "EMBED_STORE_SECONDS", "EMBED_BATCH_TOKENS", "EMBED_SAMPLE"} <= named
+    pod = "EMBED_CORPUS_X7K2P_HEAD_SVC"
+    ends = ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_DASHBOARD", "PORT", "PORT_8265_TCP", "PORT_8265_TCP_ADDR", "PORT_8265_TCP_PROTO"]
+    require_known_variables([*(named - {"EMBED_CONFIG"}), *(f"{pod}_{end}" for end in ends), "PATH"])
+    with pytest.raises(ConfigError, match=f"^the variable {pod}_PORT is set"):
+        require_known_variables([f"{pod}_PORT"])
+    monkeypatch.setenv("EMBED_SAMPLE", "5")  # an option of the other command
+    assert parse(NEEDED) is not None
 
 
 @pytest.mark.parametrize(
@@ -109,7 +177,8 @@ def test_restart_without_a_terminal_needs_yes(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("question", ["--help", "--version"])
-def test_help_and_version_answer_on_stdout(question: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_version_answer_on_stdout(question: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBED_BATCHTOKENS", "512")  # whoever asks may be looking for the right name
     assert run([question]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""

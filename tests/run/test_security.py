@@ -20,14 +20,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from ray import cloudpickle
 from safetensors.numpy import save_file
 
 from embedding import JobConfig
 from embedding.corpus.plan import make_unit
 from embedding.corpus.sources import Source
-from embedding.errors import CorpusError, ModelError
+from embedding.errors import ConfigError, CorpusError, ModelError
 from embedding.run.cli import run
 from embedding.run.proof.config import VerifyConfig
 from embedding.run.proof.verify import verify_corpus
@@ -226,11 +225,11 @@ def test_a_url_with_a_secret_is_refused_without_repeating_it(
         assert f"--{option} is a URL that contains a password, key or signature" in printed.err
         assert "planted" not in printed.out + printed.err
     values: dict[str, Any] = {key.replace("-", "_"): (value,) if key == "input" else value for key, value in arguments.items()}
-    with pytest.raises(ValidationError) as refused:
+    with pytest.raises(ConfigError) as refused:
         JobConfig(**values)
     assert "planted" not in str(refused.value)
     if option != "input":
-        with pytest.raises(ValidationError) as refused:
+        with pytest.raises(ConfigError) as refused:
             VerifyConfig(**{"output": "out"} | {option.replace("-", "_"): url})
         assert "planted" not in str(refused.value)
     assert list(tmp_path.iterdir()) == [file]

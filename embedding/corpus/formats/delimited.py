@@ -26,15 +26,15 @@ _MARKS = re.compile(rb'["\r\n]')
 
 
 def find(stream: pa.NativeFile | BinaryIO, source: Source, columns: Columns) -> Found:
-    """The names of the header, and the rows.
+    """The names of the header, and the rows; an empty file has none of either, as what made it had nothing to write.
 
     Raises:
-        ValueError: there is no header, or a quote is never closed.
+        ValueError: a quote is never closed.
     """
     delimiter = _DELIMITERS[columns.format]
     scanned = scan(stream, source, _splitter(delimiter), _HEADER)
     if not scanned.head:
-        raise ValueError("it is empty and does not even have a header")
+        return Found(None, ())
     names = _names(scanned.head[0], delimiter)
     return Found(_strings(names), (scanned.rows,) if scanned.rows else (), scanned.marks)
 

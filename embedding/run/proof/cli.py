@@ -8,11 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Never
 
 from embedding.errors import ExitCode
-from embedding.run.cli import answer, end_with, parse_as
-from embedding.run.progress import OtherVoices
-from embedding.run.proof.config import VerifyConfig
+from embedding.run.cli import answer, end_with
 
 if TYPE_CHECKING:
+    from embedding.run.proof.config import VerifyConfig
     from embedding.run.proof.result import Proof
 
 _HELP = " ".join(
@@ -34,6 +33,9 @@ def parse(argv: list[str]) -> VerifyConfig | None:
     Raises:
         ConfigError: an option is unknown or its value is wrong.
     """
+    from embedding.run.options import parse_as
+    from embedding.run.proof.config import VerifyConfig
+
     return parse_as(VerifyConfig, argv, name="verify_corpus.py", usage="OUTPUT [OPTIONS]", description=_HELP, positional=True)
 
 
@@ -41,6 +43,7 @@ def _verify(argv: list[str]) -> int:
     config = parse(argv)
     if config is None:
         return ExitCode.COMPLETE
+    from embedding.run.progress import OtherVoices
     from embedding.run.proof.verify import verify_corpus  # Ray and more, which --help and a wrong option need not wait for
 
     stdout = sys.stdout

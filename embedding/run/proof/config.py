@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from cyclopts import Group, Parameter
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from embedding.config import Config, refuse_secrets
+from embedding.rules import Config, refuse_secrets
 
 _OUTPUT = Parameter(group=Group("Output", sort_key=1))
 _SAMPLE = Parameter(group=Group("Sample", sort_key=2))
@@ -22,8 +22,7 @@ class VerifyConfig(Config):
     """Everything a user can say about a proof.
 
     Raises:
-        ConfigError: a value is out of its range (`VerifyConfig.build`).
-        pydantic.ValidationError: the same, from the constructor.
+        ConfigError: an option is unknown or a value is out of its range; not pydantic's ValidationError.
     """
 
     output: Annotated[str, _OUTPUT, _PLACE] = Field(min_length=1, description="Folder that the job wrote; a local path or an fsspec URL.")
@@ -46,7 +45,7 @@ class VerifyConfig(Config):
         "auto", kw_only=True, description="Shards checked at once; auto: one per CPU core of the cluster."
     )
     json_summary: Annotated[str | None, _RUN, _PLACE] = Field(
-        None, kw_only=True, description="Also write the JSON summary, with every finding, to this path or URL."
+        None, min_length=1, kw_only=True, description="Also write the JSON summary, with every finding, to this path or URL."
     )
     progress: Annotated[Literal["log", "none"], _RUN] = Field("log", kw_only=True, description="Progress display: log lines or none.")
 
