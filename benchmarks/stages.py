@@ -37,7 +37,7 @@ _UNITS = 6
 _NOT_COMPILED_TOO = 65_536
 """Tokens of the batches that the sweep runs without torch's compiler as well."""
 _MOST_REPEATS = 1000
-"""Of a layer's products: those of models for tests are so small that nothing but calls would be timed."""
+"""Of a layer's products on a CPU: those of models for tests are so small that nothing but calls would be timed."""
 _MEMORY_UNITS = 600
 _MEMORY_REPEATS = 20
 """How often the texts follow one another in the corpus of the memory stage."""
@@ -156,7 +156,9 @@ def _products(model: BenchModel, rows: int, precision: Precision, device: torch.
     weights = [torch.randn(outer, inner, device=device).to(dtype) for inner, outer in shapes]
     flop = sum(2.0 * rows * inner * outer for inner, outer in shapes)
     enough = 5e14 if device.type == "cuda" else 5e10  # of a GPU half a second in half precision, in which it finds its clock
-    repeats = min(_MOST_REPEATS, max(1, round(enough / flop)))
+    repeats = max(1, round(enough / flop))
+    if device.type == "cpu":
+        repeats = min(repeats, _MOST_REPEATS)
     kinds: dict[str, list[Callable[[torch.Tensor], torch.Tensor]]] = {"torch.mm": [partial(torch.mm, mat2=one.t()) for one in weights]}
     if onednn_fits_on(device, dtype):
         kinds["oneDNN"] = [linear_for(one, None) for one in weights]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,14 +16,15 @@ import pytest
 import torch
 from transformers import PreTrainedConfig
 
-from benchmarks import eight_bits, families, jobs, lanes, parity, peers, scale
+from benchmarks import eight_bits, families, jobs, lanes, parity, peers, scale, sharing, stages
 from benchmarks.bench import main, table
 from benchmarks.data import find_model, make_model, make_texts
 from benchmarks.peers import OURS
 from benchmarks.planning import plan_stage
 from benchmarks.programs import PROGRAMS
-from benchmarks.setting import Setting
+from benchmarks.setting import Result, Setting
 from benchmarks.timing import interleave, ratio
+from embedding.errors import ModelError
 from embedding.model.linear import fp8_lacks
 from embedding.model.tokenizer import Tokenizer
 from tests.support import outputs
@@ -55,6 +59,66 @@ def test_the_quick_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert all(0 < each["longest"] <= each["seconds"] >= each["held_seconds"] for each in corpus["stages"]["launches"][name])
     assert min(corpus["stages"]["sharing"]["tokens_per_second"].values()) > 0
     assert table(found) in capsys.readouterr().out
+
+
+def test_a_precision_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = stages.encoder_stage
+
+    def fails_in_bf16(setting: Setting, **options: Any) -> Result:
+        if setting.precision == "bf16":
+            raise RuntimeError("no such kernel")
+        return real(setting, **options)
+
+    monkeypatch.setattr(stages, "encoder_stage", fails_in_bf16)
+    words = [
+        "--quick",
+        "--model",
+        "tiny",
+        "--lengths",
+        "lognormal:8",
+        "--tokens",
+        "100",
+        "--precision",
+        "fp32",
+        "bf16",
+        "--stages",
+        "encoder",
+    ]
+    found = main([*words, "--out", str(tmp_path / "tiny.json")])
+    measured = found["corpora"]["lognormal:8"]["stages"]["encoder"]
+    assert measured["fp32"]["tokens_per_second"] > 0
+    assert measured["bf16"] == {"not_measured": "RuntimeError: no such kernel"}
+    assert "| encoder bf16 | not measured: RuntimeError: no such kernel |" in table(found)
+    saved = stages.encoder_by_precision(Setting.of(make_model("tiny", tmp_path), ["a text"], "cpu", "fp32", 1, 1), ["bf16", "fp32"])
+    assert list(next(saved)) == ["bf16"]  # which is written before the next one is begun
+
+
+def test_a_worker_that_dies_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("tiny", tmp_path)
+    setting = Setting.of(model, ["a text"], "cpu", "fp32", 1, 2)
+    (model.folder / "config.json").unlink()
+    monkeypatch.setattr(sharing, "_WORKERS", (2,))
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        sharing.sharing_stage(setting)
+
+
+NO_STORES = ["ray", "s3fs", "aiobotocore", "aioitertools", "botocore", "jmespath"]
+
+
+@pytest.mark.parametrize(
+    ("lacking", "measured", "not_measured"),
+    [(NO_STORES, ["encoder", "sharing"], ["write"]), (NO_STORES[:2], ["write", "launches", "parquet"], [])],
+)
+def test_a_machine_with_little_installed(lacking: list[str], measured: list[str], not_measured: list[str], tmp_path: Path) -> None:
+    """As docs/performance.md has it of a GPU machine without network."""
+    without = f"import sys; sys.modules |= dict.fromkeys({lacking}); from benchmarks.bench import main; main(sys.argv[1:])"
+    out = tmp_path / "found.json"
+    words = ["--quick", "--model", "tiny", "--lengths", "lognormal:8", "--tokens", "100", "--precision", "fp32", "--out", str(out)]
+    subprocess.run([sys.executable, "-c", without, *words, "--stages", *measured, *not_measured], check=True, timeout=240)
+    corpus = json.loads(out.read_text())["corpora"]["lognormal:8"]
+    assert list(corpus["stages"]) == measured
+    assert list(corpus["not_measured"]) == not_measured
+    assert all(why.startswith("ModuleNotFoundError: ") for why in corpus["not_measured"].values())
 
 
 def test_families_beside_berts(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

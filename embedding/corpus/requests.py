@@ -74,6 +74,8 @@ class _Session(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore ships no ty
 
 def client_options(configured: dict[str, Any]) -> dict[str, Any]:
     """Options of an S3 client; `configured` (from FSSPEC_S3) wins."""
+    # An instance's credentials are asked for once by botocore, and by every process of a fleet: one busy answer would end the run.
+    os.environ.setdefault("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "5")
     return {
         "connect_timeout": _CONNECT_SECONDS,
         "read_timeout": _ANSWER_SECONDS,
