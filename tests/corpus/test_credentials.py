@@ -1,4 +1,4 @@
-"""Where credentials come from when nothing in the environment has them."""
+"""Credentials that are wrong, missing, or those of the machine."""
 
 from __future__ import annotations
 
@@ -10,8 +10,29 @@ from typing import ClassVar
 import pytest
 
 from embedding.corpus.storage import open_storage
+from embedding.errors import AccessError
+from tests.corpus.test_storage_faults import CALLS, expect_refusal
 from tests.support.s3_server import S3Server
 from tests.support.serving import serving
+
+
+@pytest.mark.parametrize("variable", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+@pytest.mark.usefixtures("fresh_clients")
+def test_wrong_credentials(variable: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "planted-secret")
+    for call in ("put", "put_if_absent", "read", "list", "exists", "delete"):
+        said = expect_refusal(AccessError, "", CALLS[call], open_storage("s3://tests/out"))
+        assert "is not allowed: " in said
+        assert said.endswith("; check the credentials and permissions of this process")
+        assert not any(secret in said for secret in ("planted-secret", s3.key, s3.secret))
+
+
+@pytest.mark.usefixtures("fresh_clients")
+def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    said = expect_refusal(AccessError, "writing s3://tests/out/a is not possible: ", CALLS["put"], open_storage("s3://tests/out"))
+    assert "Unable to locate credentials; check the URL and the credentials" in said
 
 
 class _Metadata(BaseHTTPRequestHandler):

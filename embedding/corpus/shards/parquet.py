@@ -144,8 +144,10 @@ class Alike:
             first, elsewhere = self._first.setdefault(column, (kind, uri))
             if kind != first and column not in self._told:
                 self._told.add(column)
-                differ = f"column {column!r} is {kind} in {uri} and {first} in {elsewhere}"
-                log.warning("%s, so the output's shards cannot be read as one table; cast it in the source, or leave it out", differ)
+                differ = (
+                    f"column {column!r} is {kind} in {uri} and {first} in {elsewhere}, so the output's shards cannot be read as one table"
+                )
+                log.warning("%s; cast it in the source, or leave it out", differ)
 
 
 def _read_type(kind: pa.DataType) -> pa.DataType:
