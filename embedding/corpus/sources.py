@@ -198,17 +198,19 @@ def _details(fs: fsspec.AbstractFileSystem, file: str, given: str) -> dict[str, 
 
 def _found(fs: fsspec.AbstractFileSystem, path: str, given: str) -> _Found:
     with hub.as_of_a_store(f"--input {given}"):
-        found = _find(fs, path)
+        found = _find(fs, path, given)
         refuse_inside(given, fs, found.around)
     return found
 
 
-def _find(fs: fsspec.AbstractFileSystem, path: str) -> _Found:
+def _find(fs: fsspec.AbstractFileSystem, path: str, given: str) -> _Found:
     try:
         info = fs.info(path)
     except FileNotFoundError:
         if not has_magic(path):
             raise
+        if part := next((part for part in path.split("/") if "**" in part and part != "**"), ""):
+            raise CorpusError(f"--input {given} has {part!r}, but ** stands for folders alone; write **/ before the rest") from None
         return _glob(fs, path)
     name = info["name"].rstrip("/")
     if info["type"] != "file":

@@ -81,6 +81,11 @@ def test_what_is_hidden_begins_with_an_underscore_itself(storage_root: str, patt
     assert paths(f"{storage_root}/in/{pattern}") == found
 
 
+def test_two_stars_are_a_part_of_their_own(corpus: str) -> None:
+    with pytest.raises(CorpusError, match=r"/a\*\*\.parquet has 'a\*\*\.parquet', but \*\* stands for folders alone; "):
+        list_sources([f"{corpus}/a**.parquet"])
+
+
 def test_a_name_with_two_colons_is_a_name(storage_root: str) -> None:
     """And not the beginning of another URL, as fsspec has it."""
     open_storage(f"{storage_root}/in::of").put("a::b.parquet", b"content")
