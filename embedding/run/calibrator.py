@@ -43,7 +43,7 @@ class Ranges:
     calibration: Calibration
 
 
-class Calibrator(OnSample[CalibrationJob]):
+class Calibrator(OnSample[CalibrationJob, Ranges]):
     """Measures the range of each number of a vector."""
 
     def find(self) -> Ranges:

@@ -37,7 +37,7 @@ class Fidelity:
     median_cosine: float
 
 
-class Comparer(OnSample[CalibrationJob]):
+class Comparer(OnSample[CalibrationJob, Fidelity]):
     """Compares the vectors of the job's precision with those of float32."""
 
     def find(self) -> Fidelity:

@@ -11,7 +11,7 @@ import logging
 import re
 import socket
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import ray
@@ -30,6 +30,7 @@ from embedding.run.placement import READ_CPUS, Placement
 from embedding.run.probe import Findings, Probe, ProbeJob
 from embedding.run.reading import read_stage, reason_of
 from embedding.run.remote_attempts import RemoteAttempts
+from embedding.run.sample import FoundT, JobT, OnSample
 from embedding.run.worker import UNITS_IN_HAND, EmbeddingWorker, WorkerJob
 
 log = logging.getLogger(__name__)
@@ -124,8 +125,7 @@ def run_probe(job: ProbeJob, placement: Placement) -> Findings:
     Raises:
         EmbeddingJobError: there was no place, or nothing could be measured.
     """
-    found: Findings = _found_by(Probe, job, placement, _PROBE_SECONDS)
-    return found
+    return _found_by(Probe, job, placement, _PROBE_SECONDS)
 
 
 def run_calibration(job: CalibrationJob, placement: Placement) -> Ranges:
@@ -134,8 +134,7 @@ def run_calibration(job: CalibrationJob, placement: Placement) -> Ranges:
     Raises:
         EmbeddingJobError: there was no place, or nothing could be measured.
     """
-    found: Ranges = _found_by(Calibrator, job, placement, _CALIBRATION_SECONDS)
-    return found
+    return _found_by(Calibrator, job, placement, _CALIBRATION_SECONDS)
 
 
 def run_comparison(job: CalibrationJob, placement: Placement) -> Fidelity:
@@ -145,16 +144,15 @@ def run_comparison(job: CalibrationJob, placement: Placement) -> Fidelity:
         ModelError: the model does not run in it there.
         EmbeddingJobError: there was no place, or nothing could be measured.
     """
-    found: Fidelity = _found_by(Comparer, job, placement, _CALIBRATION_SECONDS)
-    return found
+    return _found_by(Comparer, job, placement, _CALIBRATION_SECONDS)
 
 
-def _found_by(process: type[Probe | Calibrator | Comparer], job: ProbeJob | CalibrationJob, placement: Placement, seconds: float) -> Any:
+def _found_by(process: type[OnSample[JobT, FoundT]], job: JobT, placement: Placement, seconds: float) -> FoundT:
     actor: Any = ray.remote(process)
     probe = actor.options(num_cpus=placement.cpus, num_gpus=placement.gpus).remote(job)
     try:
         ray.get(probe.is_there.remote(), timeout=_PLACE_SECONDS)
-        return ray.get(probe.find.remote(), timeout=seconds)
+        return cast(FoundT, ray.get(probe.find.remote(), timeout=seconds))
     except GetTimeoutError as error:
         raise EmbeddingJobError("the worker that was to measure was not ready in time") from error
     except RayError as error:

@@ -50,7 +50,7 @@ class Findings:
     pace: Measured
 
 
-class Probe(OnSample[ProbeJob]):
+class Probe(OnSample[ProbeJob, Findings]):
     """Measures how large batches should be, and how fast they go."""
 
     def find(self) -> Findings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,9 +42,10 @@ class SampleJob:
 
 
 JobT = TypeVar("JobT", bound=SampleJob)
+FoundT = TypeVar("FoundT")
 
 
-class OnSample(Generic[JobT]):
+class OnSample(ABC, Generic[JobT, FoundT]):
     """Lives in a process like a worker's, which may have to wait for its place in the cluster."""
 
     def __init__(self, job: JobT) -> None:
@@ -52,6 +54,14 @@ class OnSample(Generic[JobT]):
     def is_there(self) -> bool:
         """Answers as soon as the process has its place."""
         return bool(self._job.sample)
+
+    @abstractmethod
+    def find(self) -> FoundT:
+        """Read the sample, load the model, measure.
+
+        Raises:
+            EmbeddingJobError: nothing could be measured.
+        """
 
 
 def read_in_time(places: Sequence[Unit], columns: Columns) -> tuple[dict[int, UnitRows], str]:

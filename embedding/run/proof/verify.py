@@ -38,7 +38,7 @@ from embedding.run.summary import publish_elsewhere, require_place
 
 log = logging.getLogger(__name__)
 
-LEAST_COSINE = {"fp32": 0.9999, "bf16": 0.99, "fp16": 0.99, "fp8": 0.99}
+_COSINE_OF_THE_SAME_TEXT = {"fp32": 0.9999, "bf16": 0.99, "fp16": 0.99, "fp8": 0.99}
 """Of a vector with the same text's in fp32, by the precision that the output was made in.
 
 In fp32 the order of sums differs with the batch, which costs some 1e-7. bf16 keeps 8 bits: each of a few dozen roundings in a row
@@ -204,7 +204,7 @@ def _compare_vectors(model: ModelSpec, settings: JobSettings, units: Sequence[Un
     pairs = [(unit, sample) for unit in units if checked[unit.id].finding is None for sample in checked[unit.id].samples]
     if not pairs:
         return
-    long, least = long_texts_of_output(settings), LEAST_COSINE[settings.vectors["precision"]]
+    long, least = long_texts_of_output(settings), _COSINE_OF_THE_SAME_TEXT[settings.vectors["precision"]]
     columns = vectors_of_output(settings)
     embedder = Embedder(model, folder=model_folder(model))
     windows = embedder.windows(long if long.how == "average" else TRUNCATE)  # the others' samples are what was encoded
