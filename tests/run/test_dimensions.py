@@ -112,7 +112,7 @@ def test_split_bytes_of_every_column(source: str, tiny_model: Path, tmp_path: Pa
         ({"dimensions": (8, 8)}, "--dimensions 8 8 is not in decreasing order; give the largest number first, and each number once"),
         ({"dimensions": (8, 20)}, "--dimensions 8 20 is not in decreasing order"),
         ({"dimensions": (33, 8)}, "--dimensions=33 is above the model's 32"),
-        ({"dimensions": (20, 0)}, "--dimensions=0 is invalid: greater than 0"),
+        ({"dimensions": (20, 0)}, "--dimensions=0 is invalid: use a number above 0"),
         (
             {"dimensions": (20, 8), "keep_columns": ("embedding_8",)},
             "column 'embedding_8' has a name that is reserved for the shards' own columns",
