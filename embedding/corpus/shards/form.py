@@ -54,8 +54,8 @@ class ShardForm(Protocol):
             ConfigError: it is not.
         """
 
-    def fits(self, columns: Sequence[str]) -> Fits | None:
-        """Checks these columns of one source file after another; None where any are as good as those that can be read."""
+    def fits(self, columns: Sequence[str]) -> Fits:
+        """Checks these columns of one source file after another."""
 
     def encode(self, table: pa.Table, footer: Mapping[str, object]) -> bytes:
         """The table as one complete file, which says `footer` of itself: the same bytes for the same rows, however they lie in memory.

@@ -54,7 +54,7 @@ class LanceShards:
         """See ShardForm."""
         library()
 
-    def fits(self, columns: Sequence[str]) -> Fits | None:
+    def fits(self, columns: Sequence[str]) -> Fits:
         """See ShardForm; a dataset has one type for each column."""
         return LanceFits(columns, self.returned)
 

@@ -44,7 +44,7 @@ class ParquetShards:
     def require(self) -> None:
         """See ShardForm; every installation has pyarrow."""
 
-    def fits(self, columns: Sequence[str]) -> Fits | None:
+    def fits(self, columns: Sequence[str]) -> Fits:
         """See ShardForm; each shard has its own types, so files that differ are only told of."""
         return Alike(columns)
 
