@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from transformers import AutoConfig
-
 from embedding.config import ChunkBy, JobConfig, LongText, Pooling, Precision
 from embedding.errors import ModelError
 from embedding.model.folder import DenseSpec, FolderSettings, read_settings
@@ -187,6 +185,8 @@ def check_files(spec: ModelSpec, files: ModelFiles) -> None:
 
 
 def _read_transformer_config(files: ModelFiles, path: str, *, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig  # brings torch, half of the driver's start-up time
+
     try:
         config = AutoConfig.from_pretrained(files.root / path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:

@@ -12,7 +12,6 @@ import numpy as np
 
 from embedding.config import Precision
 from embedding.corpus.vectors import VectorColumns
-from embedding.model.parity import cosines
 from embedding.run.calibrator import CalibrationJob, sample_texts
 from embedding.run.models import model_folder
 from embedding.run.pieces import submit_pieces
@@ -47,6 +46,8 @@ class Comparer(OnSample[CalibrationJob, Fidelity]):
             ModelError: the model cannot be loaded, or the device does not have the precision.
             EmbeddingJobError: no place of the sample can be read as asked.
         """
+        from embedding.model.parity import cosines  # and with it torch: not for the driver, which needs only what is found
+
         texts = sample_texts(self._job)[: _TEXTS[self._job.device]]
         found, exact = (self._embedded(precision, texts) for precision in (self._job.model.precision, "fp32"))
         both_P = found.finite_R & exact.finite_R
@@ -58,7 +59,7 @@ class Comparer(OnSample[CalibrationJob, Fidelity]):
         return Fidelity(int(both_P.sum()), float(kept.min()), float(np.median(kept)))
 
     def _embedded(self, precision: Precision, texts: Sequence[str]) -> EmbeddedTexts:
-        from embedding.model.embedder import Embedder  # not for the driver, which needs only what is found
+        from embedding.model.embedder import Embedder  # as above
 
         job = self._job
         model = replace(job.model, precision=precision)

@@ -7,8 +7,9 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from rich.filesize import decimal
@@ -200,8 +201,10 @@ def _settle(
 ) -> tuple[ModelSpec, JobSettings]:
     """The model and settings of this run: what the output was begun with, checked against the options, else first choices."""
     if existing is None:
-        placement = place_workers(config, cluster.nodes())
-        model = find_model(config, precision=precision_of(config, placement.precision))
+        with ThreadPoolExecutor(1, thread_name_prefix="model") as beside:  # it brings torch, and Ray's start is mostly waiting
+            finding = beside.submit(find_model, config, precision=precision_of(config, "fp32"))
+            placement = place_workers(config, cluster.nodes())
+        model = replace(finding.result(), precision=precision_of(config, placement.precision))
         chosen = first_choices(config, model, placement.device)
         return model, job_settings(config, model, chosen, _inputs(config), columns, calibration_of(config, model, None))
     model = find_model(config, precision=precision_of(config, existing.vectors["precision"]))

@@ -302,8 +302,8 @@ def test_units_of_an_old_listing_never_mix_with_new_bytes(change: str, tiny_mode
     assert outputs.shards(output) == {}
 
 
-def test_a_process_that_reads_or_checks_starts_without_the_encoder() -> None:
-    """What Ray sends it names these modules: torch and transformers would cost each such process seconds and hundreds of MB."""
-    modules = "embedding.run.reading, embedding.run.checker, embedding.run.remote_attempts"
+@pytest.mark.parametrize("modules", ["embedding.run.reading, embedding.run.checker, embedding.run.remote_attempts", "embedding.run.job"])
+def test_only_a_worker_needs_torch_from_the_start(modules: str) -> None:
+    """A process that reads or checks would take seconds and hundreds of MB more; the driver looks its model up while Ray starts."""
     asked = f"import sys, ray.data, {modules}; print(sorted(sys.modules.keys() & {{'torch', 'transformers'}}))"
     assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout == "[]\n"
