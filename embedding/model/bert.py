@@ -19,14 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import embedding, layer_norm, relu
-from transformers import AutoConfig
 
 from embedding.model.attention import attend, has_kernel
 from embedding.model.compiling import compiled, manner_compiled
 from embedding.model.linear import Linear, filled, linear_for
 from embedding.model.packing import PackedBatch, PackedRows
 from embedding.model.relative import relative_bias
-from embedding.model.spec import POSITIONS_FOLLOW_PADDING, ModelSpec
+from embedding.model.spec import POSITIONS_FOLLOW_PADDING, ModelSpec, read_config
 
 _ACTIVATIONS: Final[dict[str, Callable[[Linear, Tensor], Tensor]]] = {"gelu": lambda up, x: up.gelu(x), "relu": lambda up, x: relu(up(x))}
 """Of the feed-forward's first product."""
@@ -118,7 +117,7 @@ def read_bert(spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.
     None where the model is not exactly of this layout, in its configuration or weights.
     """
     path = folder / spec.transformer_path
-    config = AutoConfig.from_pretrained(path, trust_remote_code=spec.trust_remote_code)
+    config = read_config(path, trust_remote_code=spec.trust_remote_code)
     if not _is_of_the_layout(config, device):
         return None
     try:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
+from transformers import AttentionInterface, AutoModel, AutoModelForTextEncoding, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
@@ -22,7 +22,7 @@ from embedding.model.compiling import compiled, manner_compiled
 from embedding.model.linear import filled, linear_for, onednn_fits_on
 from embedding.model.packing import PackedBatch, PackedRows
 from embedding.model.parity import difference, probe_batch
-from embedding.model.spec import ModelSpec
+from embedding.model.spec import ModelSpec, read_config
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ def _load(spec: ModelSpec, folder: Path) -> PreTrainedModel:
     """The model in evaluation mode, float32, its weights frozen; of an encoder-decoder only the encoder."""
     disable_progress_bar()  # one for each worker would fill the job's log
     path = folder / spec.transformer_path
-    config = AutoConfig.from_pretrained(path, trust_remote_code=spec.trust_remote_code)
+    config = read_config(path, trust_remote_code=spec.trust_remote_code)
     if hasattr(config, "use_cache"):
         config.use_cache = False
     try:

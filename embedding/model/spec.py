@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final, TypeAlias
+
+from huggingface_hub.errors import StrictDataclassError
 
 from embedding.config import ChunkBy, JobConfig, LongText, Pooling, Precision
 from embedding.errors import ModelError
@@ -28,6 +32,10 @@ POSITIONS_FOLLOW_PADDING = frozenset(
     ]
 )
 """Model types whose first position is padding_idx + 1, so that padding_idx + 1 rows of their position table are never used."""
+
+_READ_AS_SAID = frozenset(["bert", "camembert", "mpnet", "roberta", "xlm-roberta"])
+"""Model types of which transformers takes the numbers asked for here as config.json has them, under these names."""
+_NUMBERS_ASKED = ("hidden_size", "max_position_embeddings", "pad_token_id")
 
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _TOKENIZER_VOCABULARIES = (
@@ -133,7 +141,7 @@ def resolve_model(config: JobConfig, *, precision: Precision, opened: tuple[Mode
     path = settings.transformer_path
     if not files.has(path + "config.json"):
         raise ModelError(f"--model={config.model} has no {path}config.json; give a folder saved by transformers or sentence-transformers")
-    transformer = _read_transformer_config(files, path, trust_remote_code=config.trust_remote_code)
+    transformer = _transformer_config(files, path, trust_remote_code=config.trust_remote_code)
     weight_files = _weight_files(files, path, config.model)
     pooling = (config.pooling,) if config.pooling != "auto" else settings.pooling or (_default_pooling(transformer),)
     full_dimensions = _full_dimensions(len(pooling) * transformer.hidden_size, settings.dense)
@@ -184,19 +192,37 @@ def check_files(spec: ModelSpec, files: ModelFiles) -> None:
         )
 
 
-def _read_transformer_config(files: ModelFiles, path: str, *, trust_remote_code: bool) -> Any:
-    from transformers import AutoConfig  # brings torch, half of the driver's start-up time
+def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
+    """The configuration of the transformer in that folder, as transformers reads it.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    from transformers import AutoConfig  # brings torch, half of the driver's start-up time, which the most common models need not spend
 
     try:
-        config = AutoConfig.from_pretrained(files.root / path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         remedy = "" if trust_remote_code else "; a model that brings its own code needs --trust-remote-code"
-        raise ModelError(f"{files.root / path}/config.json is not a configuration that transformers can read{remedy}") from error
+        raise ModelError(f"{folder}/config.json is not a configuration that transformers can read{remedy}") from error
+
+
+def _transformer_config(files: ModelFiles, path: str, *, trust_remote_code: bool) -> Any:
+    if (found := _as_said(files.json(path + "config.json"))) is not None:
+        return found
+    config = read_config(files.root / path, trust_remote_code=trust_remote_code)
     if not isinstance(getattr(config, "hidden_size", None), int):
         raise ModelError(
             f"model type {config.model_type!r} does not have a single hidden size, as plain text encoders do; choose another model"
         )
     return config
+
+
+def _as_said(said: Any) -> SimpleNamespace | None:
+    """The configuration of one of the most common model types, where transformers would add nothing that is asked for here."""
+    if not isinstance(said, dict) or said.get("model_type") not in _READ_AS_SAID or "auto_map" in said:
+        return None
+    return SimpleNamespace(**said) if all(type(said.get(name)) is int for name in _NUMBERS_ASKED) else None
 
 
 def _weight_files(files: ModelFiles, path: str, model: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -257,7 +258,7 @@ def _by_tokenizers(reference: FastTokenizer) -> Encode:
 def _load(folder: Path, spec: ModelSpec) -> PreTrainedTokenizerFast:
     try:
         found = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, StrictDataclassError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"the tokenizer of {spec.source.name!r} cannot be loaded ({reason}); check its files") from error
     if not isinstance(found, PreTrainedTokenizerFast):

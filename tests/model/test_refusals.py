@@ -62,9 +62,20 @@ def test_missing_files(folder: Path) -> None:
     (folder / "tokenizer_config.json").unlink()
     refused(folder, "has no tokenizer.json")
     (folder / "config.json").write_text("{")
+    refused(folder, "is not valid JSON")
+    (folder / "config.json").write_text("[]")
     refused(folder, "is not a configuration that transformers can read")
     (folder / "config.json").unlink()
     refused(folder, "has no config.json")
+
+
+def test_a_configuration_that_transformers_refuses(folder: Path) -> None:
+    said = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", said | {"hidden_size": "wide"})
+    refused(folder, "is not a configuration that transformers can read")
+    write_json(folder / "config.json", said | {"num_attention_heads": "many"})  # which only a worker looks at
+    with pytest.raises(ModelError, match=r"the tokenizer of .* cannot be loaded .*num_attention_heads.*; check its files"):
+        Embedder(spec_of(folder))
 
 
 @pytest.mark.parametrize(
