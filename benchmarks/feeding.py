@@ -67,7 +67,7 @@ def begin_stage(scratch: str, units: int) -> Result:
         many = [replace(unit, id=f"{unit.id}{copy}") for copy in range(-(-units // len(fits))) for unit in fits][:units]
         job = worker_job(make_model("tiny", Path(folder)), f"{folder}/out")
         before, started = process.memory_info().rss, time.perf_counter()
-        records = run_units(many, job, _pool(2), sleeping_worker(0.0))
+        records = run_units([[unit] for unit in many], job, _pool(2), sleeping_worker(0.0))
         seconds = [time.perf_counter() - started for _ in islice(records, _FIRST_RECORDS)]
         found: Result = {"units": len(many), "first": seconds[0], "then_per_second": _FIRST_RECORDS / (seconds[-1] - seconds[0])}
         found["megabytes"] = (process.memory_info().rss - before) / 1e6
@@ -82,7 +82,7 @@ def _run(scratch: str, files: Sequence[tuple[int, ...]], workers: int, seconds_p
         units = planned(f"{folder}/in", max(max(groups) for groups in files))
         job = worker_job(make_model("tiny", Path(folder)), f"{folder}/out")
         cpu = time.process_time()
-        records = list(run_units(units, job, _pool(workers), sleeping_worker(seconds_per_row)))
+        records = list(run_units([[unit] for unit in units], job, _pool(workers), sleeping_worker(seconds_per_row)))
         cpu = time.process_time() - cpu
     assert {record.error for record in records} == {""}
     return {"units": len(records), "driver_cpu_seconds": cpu, "object_store": store, **_shares(records)}

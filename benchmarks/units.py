@@ -17,7 +17,7 @@ from embedding.corpus.reader import Columns, read_layouts
 from embedding.corpus.sources import list_sources
 from embedding.model.tokenizer import TokenizedTexts
 from embedding.run.attempts import AttemptCounter
-from embedding.run.exchange import encode_unit
+from embedding.run.exchange import encode_units, rows_in
 from embedding.run.reading import read_stage
 from embedding.run.worker import UNITS_IN_HAND, EmbeddingWorker, WorkerJob
 
@@ -60,10 +60,10 @@ class Units:
         Raises:
             RuntimeError: a unit failed.
         """
-        batches = (pa.table({"unit": [encode_unit(unit)]}) for unit in self.units)
+        batches = (pa.Table.from_pylist([encode_units([unit])]) for unit in self.units)
         with ThreadPoolExecutor(UNITS_IN_HAND[self._device]) as pool:
             for table in pool.map(lambda batch: self._worker(read_stage(batch, _COLUMNS, self._attempts, 1)), batches):
-                [record] = records_from_table(table)
+                [record] = records_from_table(rows_in(table))
                 if record.error:
                     raise RuntimeError(record.error)
                 self._attempts.settle(record.unit)  # when it is embedded again that is not another try

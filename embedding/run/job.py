@@ -31,6 +31,7 @@ from embedding.run.fidelity import with_fidelity
 from embedding.run.metrics import Metrics
 from embedding.run.models import find_model
 from embedding.run.outlook import Outlook
+from embedding.run.parcels import parcels_of
 from embedding.run.pipeline import InFlight, run_units
 from embedding.run.placement import Placement, place_workers
 from embedding.run.progress import Watched, open_progress
@@ -297,7 +298,8 @@ def _embed(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lea
     try:
         style = "none" if config.quiet and config.progress == "auto" else config.progress
         with open_progress(style, Watched(summary, outlook, placement, in_flight)) as progress:
-            for record in run_units(plan.pending, _worker_job(config, output, plan, placement), placement, in_flight=in_flight):
+            parcels = parcels_of(plan.pending, rows=plan.settings.kept["unit_rows"], workers=max(1, placement.max_workers))
+            for record in run_units(parcels, _worker_job(config, output, plan, placement), placement, in_flight=in_flight):
                 lease.check()
                 ledger.append(record)
                 summary.add(record)

@@ -1,6 +1,6 @@
-"""The stages on Ray Data: units -> read on CPU -> embed and commit on the workers -> commit records. The only user of Ray on a cluster.
+"""The stages on Ray Data: parcels -> read on CPU -> embed and commit on the workers -> commit records. The only user of Ray on a cluster.
 
-A proof of an output has one stage: units -> check on CPU -> what was found.
+A proof of an output has one stage: parcels -> check on CPU -> what was found.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from embedding.corpus.findings import CheckedUnit
 from embedding.corpus.ledger import CommitRecord, records_from_table
-from embedding.corpus.plan import Unit
 from embedding.errors import EmbeddingJobError, ModelError
 from embedding.run.calibrator import CalibrationJob, Calibrator, Ranges
 from embedding.run.checker import CheckJob, check_stage
 from embedding.run.comparer import Comparer, Fidelity
-from embedding.run.exchange import decode_checked, encode_unit
+from embedding.run.exchange import decode_checked, encode_units, rows_in
+from embedding.run.parcels import Parcel, dealt
 from embedding.run.placement import READ_CPUS, Placement
 from embedding.run.probe import Findings, Probe, ProbeJob
 from embedding.run.reading import read_stage, reason_of
@@ -41,12 +41,12 @@ _DROPPED = "cancelled before it started running"
 """How Ray ends its words on an actor of which nobody knows any more: a driver with a token does not answer a cluster without one, which
 takes it that no actor is needed.
 """
-_UNITS_AT_WORKER = 2
+_PARCELS_AT_WORKER = 2
 """For each in hand, one of them waiting, so that no worker waits for a read. With a quarter less, Ray Data would take the workers for idle
 and start no further ones (`DEFAULT_ACTOR_POOL_UTIL_UPSCALING_THRESHOLD`).
 """
 _READ_TASKS = 2_000
-"""More units than these share read tasks: before the first one starts, Ray's driver puts the input of each into the object store, 1 ms
+"""More parcels than these share read tasks: before the first one starts, Ray's driver puts the input of each into the object store, 1 ms
 each. Not far fewer, since a read task that dies with its node begins again.
 """
 _PLACE_SECONDS = 600
@@ -58,7 +58,7 @@ _CALIBRATION_SECONDS = 3600
 
 
 def run_units(
-    units: Sequence[Unit],
+    parcels: Sequence[Parcel],
     job: WorkerJob,
     placement: Placement,
     worker: type[EmbeddingWorker] = EmbeddingWorker,
@@ -66,14 +66,14 @@ def run_units(
 ) -> Iterator[CommitRecord]:
     """Embed and commit the units; yields their records as they come, in no order. `in_flight` tells how many are at work meanwhile.
 
-    One row of the dataset is one unit, and every batch and every block behind the read is one row, so that units never mix.
+    One row of the dataset is one parcel, and every batch and every block behind the read is one row, so that units never mix.
     """
     attempts = RemoteAttempts.start()
     in_hand = UNITS_IN_HAND[placement.device]
     if in_flight is not None:
         in_flight.watch(attempts)
     dataset = (
-        _one_row_each(units)
+        _one_row_each(parcels)
         .map_batches(
             functools.partial(read_stage, columns=job.columns, attempts=attempts, max_attempts=job.max_unit_attempts),
             batch_size=1,
@@ -85,10 +85,10 @@ def run_units(
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
-                min_size=min(placement.min_workers, len(units)),
-                max_size=min(placement.max_workers, len(units)),
+                min_size=min(placement.min_workers, len(parcels)),
+                max_size=min(placement.max_workers, len(parcels)),
                 max_concurrent_calls_per_actor=in_hand,
-                max_tasks_in_flight_per_actor=_UNITS_AT_WORKER * in_hand,
+                max_tasks_in_flight_per_actor=_PARCELS_AT_WORKER * in_hand,
                 enable_true_multi_threading=True,
             ),
             num_cpus=placement.cpus,
@@ -97,15 +97,15 @@ def run_units(
         )
     )
     for batch in _stream(dataset):
-        for record in records_from_table(batch):
+        for record in records_from_table(rows_in(batch)):
             attempts.settle(record.unit)  # not before its record is here: until then the unit may be tried again
             yield record
 
 
-def run_checks(units: Sequence[Unit], job: CheckJob, workers: int | None) -> Iterator[CheckedUnit]:
+def run_checks(parcels: Sequence[Parcel], job: CheckJob, workers: int | None) -> Iterator[CheckedUnit]:
     """Check the units' shards, `workers` at once (None: as many as there are CPUs); yields what was found as it comes, in no order."""
     attempts = RemoteAttempts.start()
-    dataset = _one_row_each(units).map_batches(
+    dataset = _one_row_each(parcels).map_batches(
         functools.partial(check_stage, job=job, attempts=attempts),
         batch_size=1,
         batch_format="pyarrow",
@@ -113,10 +113,8 @@ def run_checks(units: Sequence[Unit], job: CheckJob, workers: int | None) -> Ite
         num_cpus=1,
     )
     for batch in _stream(dataset):
-        for text in batch.column("checked").to_pylist():
-            checked = decode_checked(text)
-            attempts.settle(f"check {checked.unit}")
-            yield checked
+        for text in rows_in(batch).column("checked").to_pylist():
+            yield decode_checked(text)
 
 
 def run_probe(job: ProbeJob, placement: Placement) -> Findings:
@@ -162,21 +160,12 @@ def _found_by(process: type[OnSample[JobT, FoundT]], job: JobT, placement: Place
         ray.kill(probe)  # its place is for a worker
 
 
-def _one_row_each(units: Sequence[Unit]) -> ray.data.Dataset:
-    """The units, in read tasks of one or several."""
-    tasks = min(len(units), _READ_TASKS)
-    dataset = ray.data.from_items([{"unit": encode_unit(unit)} for unit in dealt(units, tasks)], override_num_blocks=tasks)
-    dataset.context.target_max_block_size = 1  # bytes: every unit goes on as soon as it is done, also where a task does several
+def _one_row_each(parcels: Sequence[Parcel]) -> ray.data.Dataset:
+    """The parcels, in read tasks of one or several."""
+    tasks = min(len(parcels), _READ_TASKS)
+    dataset = ray.data.from_items([encode_units(parcel) for parcel in dealt(parcels, tasks)], override_num_blocks=tasks)
+    dataset.context.target_max_block_size = 1  # bytes: every parcel goes on as soon as it is done, also where a task does several
     return dataset
-
-
-def dealt(units: Sequence[Unit], tasks: int) -> list[Unit]:
-    """The units dealt out to read tasks, each of which begins with its largest: at the end no process is left alone with a large one.
-
-    Ray cuts the list into runs of equal length, the first ones a unit longer where that does not work out.
-    """
-    ordered = sorted(units, key=lambda unit: -unit.num_rows)
-    return [unit for task in range(tasks) for unit in ordered[task::tasks]]
 
 
 def _stream(dataset: ray.data.Dataset) -> Iterator[pa.Table]:

@@ -1,6 +1,6 @@
-"""What one worker does with one unit: tokenize, encode, build the shard, commit it. Knows no Ray.
+"""What one worker does with the units of a parcel: tokenize, encode, build the shard, commit it. Knows no Ray.
 
-Some units are in hand at once, in a thread each: while one is on the device, the others are tokenized, queued behind it, written or put.
+Some parcels are in hand at once, in a thread each: while a unit is on the device, others are tokenized, queued behind it, written or put.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from embedding.corpus.vectors import Calibration, VectorColumns
 from embedding.errors import AccessError, BadRowsError, EmbeddingJobError, StorageFullError, count
 from embedding.model.spec import TRUNCATE, LongTexts, ModelSpec
 from embedding.run.attempts import Attempts
-from embedding.run.exchange import decode_rows, decode_unit
+from embedding.run.exchange import ReadUnit, decode_read, decode_rows, one_row
 from embedding.run.models import model_folder
 from embedding.run.pieces import shard_rows, submit_pieces
 from embedding.run.reading import reason_of
@@ -113,7 +113,7 @@ class _DeviceTime:
 
 
 class EmbeddingWorker:
-    """Holds one copy of the model; called with one unit at a time by each of some threads."""
+    """Holds one copy of the model; called with one parcel of units at a time by each of some threads."""
 
     def __init__(self, job: WorkerJob, attempts: Attempts) -> None:
         self._job = job
@@ -135,19 +135,19 @@ class EmbeddingWorker:
         return Embedder(job.model, device=job.device, threads=job.threads, folder=model_folder(job.model))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One row of READ_SCHEMA in, one commit record out; never raises for a fault of the unit.
+        """What the read stage hands on of a parcel in, a commit record for each of its units out; never raises for a fault of a unit.
 
         Raises:
             AccessError: the output cannot be written any more.
             StorageFullError: it has no room left.
         """
-        unit = decode_unit(batch.column("unit")[0].as_py())
-        if error := batch.column("error")[0].as_py():
-            return records_to_table([self._failed(unit, error)])
-        rows = decode_rows(batch.column("rows")[0].as_buffer())
-        record = self._commit_or_fail(unit, rows)
-        read = {name: batch.column(name)[0].as_py() for name in ("read_started", "read_seconds")}
-        return records_to_table([replace(record, **read)])
+        return one_row(records_to_table([self._record(read) for read in decode_read(batch)]))
+
+    def _record(self, read: ReadUnit) -> CommitRecord:
+        if read.rows is None:
+            return self._failed(read.unit, read.error or "")
+        record = self._commit_or_fail(read.unit, decode_rows(read.rows))
+        return replace(record, read_started=read.started, read_seconds=read.seconds)
 
     def _commit_or_fail(self, unit: Unit, rows: UnitRows) -> CommitRecord:
         """Try the unit until it is committed or its attempts, those of dead processes included, are spent.
@@ -165,6 +165,7 @@ class EmbeddingWorker:
                         break
                     return self._commit(unit, rows)
                 except BadRowsError as caught:
+                    self._attempts.fail(unit.id, str(caught))  # as below
                     return self._failed(unit, str(caught))
                 except (AccessError, StorageFullError):  # no unit can be committed: better stop than set all of them aside
                     raise

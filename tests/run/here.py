@@ -23,7 +23,7 @@ from embedding.run.attempts import AttemptCounter
 from embedding.run.calibration import calibration_of, with_calibration
 from embedding.run.calibrator import Calibrator, calibration_job
 from embedding.run.checker import CheckJob, check_stage
-from embedding.run.exchange import decode_checked, encode_unit
+from embedding.run.exchange import decode_checked, encode_units, rows_in
 from embedding.run.models import find_model
 from embedding.run.placement import place_workers
 from embedding.run.proof.config import VerifyConfig
@@ -89,7 +89,7 @@ def embed_here(source: str, output: str, model: Path | str, run: str = "run", **
     done = place.shards()
     made = [unit for unit in units if unit.shard not in done]
     for unit in made:
-        [record] = records_from_table(worker(read_stage(pa.table({"unit": [encode_unit(unit)]}), columns, attempts, 3)))
+        [record] = records_from_table(rows_in(worker(read_stage(pa.Table.from_pylist([encode_units([unit])]), columns, attempts, 3))))
         if record.error:
             raise EmbeddingJobError(record.error)
         ledger.append(record)
@@ -108,7 +108,8 @@ def measure_here(config: JobConfig, spec: ModelSpec, settings: JobSettings, colu
 def check_here(units: Sequence[Unit], job: CheckJob) -> Iterator[CheckedUnit]:
     """What `run_checks` does."""
     for unit in units:
-        yield decode_checked(check_stage(pa.table({"unit": [encode_unit(unit)]}), job, AttemptCounter())["checked"][0].as_py())
+        found = rows_in(check_stage(pa.Table.from_pylist([encode_units([unit])]), job, AttemptCounter()))
+        yield decode_checked(found["checked"][0].as_py())
 
 
 def prove_here(output: str, **options: Any) -> Proof:

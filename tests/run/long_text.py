@@ -15,7 +15,7 @@ from embedding.corpus.plan import plan_units
 from embedding.corpus.reader import Columns, read_layout, read_unit, text_faults
 from embedding.corpus.sources import list_sources
 from embedding.model.tokenizer import Tokenizer
-from embedding.run.exchange import decode_rows, encode_rows, read_result
+from embedding.run.exchange import ReadUnit, decode_read, decode_rows, encode_read, encode_rows
 from tests.model.tiny import spec_of
 
 COLUMNS = Columns("text")
@@ -30,8 +30,9 @@ def tokens_of(file: Path, tokenize: Tokenizer) -> int:
     """As the two stages do it, in one process."""
     [source] = list_sources([str(file)])
     [unit] = plan_units([read_layout(source, COLUMNS)], unit_rows=10, fingerprint="f")
-    row = read_result("", encode_rows(read_unit(unit, COLUMNS)), None, 0.0)
-    rows = decode_rows(row.column("rows")[0].as_buffer())
+    [read] = decode_read(encode_read([ReadUnit(unit, encode_rows(read_unit(unit, COLUMNS)), None, 0.0, 0.0)]))
+    assert read.rows is not None
+    rows = decode_rows(read.rows)
     assert not text_faults(rows.text)
     return len(tokenize(rows.text.to_pylist()).ids)
 

@@ -21,7 +21,7 @@ from embedding.corpus.reader import read_layouts, read_unit
 from embedding.corpus.sources import list_inputs, list_sources, open_source
 from embedding.errors import AccessError, ConfigError, CorpusError, SourceChangedError, StorageError
 from embedding.run.cli import run
-from embedding.run.exchange import encode_unit
+from embedding.run.exchange import encode_units
 from tests.run.here import embed_here, prove_here
 from tests.support import corpora, outputs
 from tests.support.hub import DatasetHub, dataset_hub
@@ -200,7 +200,7 @@ def test_the_token_opens_a_private_dataset_and_is_written_nowhere(
     with caplog.at_level(logging.DEBUG, logger="embedding"):
         assert embed_here(URL, str(tmp_path / "out"), tiny_model)
     sources = list_sources([URL])
-    shipped = [encode_unit(unit) for unit in plan_units(read_layouts(sources, Columns("text")), unit_rows=10, fingerprint="f")]
+    shipped = encode_units([*plan_units(read_layouts(sources, Columns("text")), unit_rows=10, fingerprint="f")])
     written = b"".join(outputs.files(str(tmp_path / "out")).values())
     assert TOKEN not in caplog.text + json.dumps(shipped)
     assert TOKEN.encode() not in written

@@ -15,8 +15,8 @@ import torch
 
 from embedding import JobConfig, Summary, embed_corpus
 from embedding.corpus.ledger import CommitRecord
-from embedding.corpus.plan import Unit
 from embedding.run import job, pipeline
+from embedding.run.parcels import Parcel
 from embedding.run.placement import Placement
 from embedding.run.worker import UNITS_IN_HAND, EmbeddingWorker, WorkerJob
 from tests.run.here import embed_here
@@ -84,8 +84,8 @@ def embed(place: Place, trace: Trace, source: str, tiny_model: Path, tmp_path: P
     def run(worker: type[EmbeddingWorker], on_record: OnRecord = lambda _: None, **options: Any) -> tuple[str, Summary, list[CommitRecord]]:
         records: list[CommitRecord] = []
 
-        def watched(units: Sequence[Unit], told: WorkerJob, placement: Placement, **options: Any) -> Iterator[CommitRecord]:
-            for record in pipeline.run_units(units, told, placement, worker, **options):
+        def watched(parcels: Sequence[Parcel], told: WorkerJob, placement: Placement, **options: Any) -> Iterator[CommitRecord]:
+            for record in pipeline.run_units(parcels, told, placement, worker, **options):
                 records.append(record)
                 yield record
                 on_record(records)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import ray.data
 from ray.exceptions import RayError
@@ -18,9 +19,13 @@ from embedding.corpus.ledger import CommitRecord
 from embedding.corpus.plan import make_unit
 from embedding.corpus.sources import Source
 from embedding.errors import EmbeddingJobError, ModelError
-from embedding.run import job, pipeline
+from embedding.run import job, parcels, pipeline
 from embedding.run.cluster import Cluster
+from embedding.run.parcels import Parcel, dealt
 from embedding.run.progress import OtherVoices
+from embedding.run.proof.config import VerifyConfig
+from embedding.run.proof.verify import verify_corpus
+from embedding.run.summary import Summary
 from tests.run.conftest import Embed
 from tests.support import corpora, outputs
 from tests.support.job import LOG_LINE, run_job
@@ -65,7 +70,8 @@ def test_read_tasks_begin_with_their_largest_units() -> None:
     units = [make_unit(source, first, rows, "f") for first, rows in enumerate([3, 1, 7, 2, 5, 6, 4])]
     with Cluster() as cluster:
         assert cluster.nodes()
-        dataset = ray.data.from_items([{"rows": unit.num_rows} for unit in pipeline.dealt(units, 3)], override_num_blocks=3)
+        ordered = dealt([[unit] for unit in units], 3)
+        dataset = ray.data.from_items([{"rows": unit.num_rows} for [unit] in ordered], override_num_blocks=3)
         assert [ray.get(ref).column("rows").to_pylist() for ref in dataset.to_arrow_refs()] == [[7, 4, 1], [6, 3], [5, 2]]
 
 
@@ -111,6 +117,32 @@ def test_what_libraries_print_is_logged_by_its_first_line(caplog: pytest.LogCapt
         print("\n\x1b[36m(raylet)\x1b[0m It failed, and is tried again.\n\nTraceback\n  File\n")
         print("x" * 500)
     assert caplog.messages == ["(raylet) It failed, and is tried again.", "x" * 200 + " ..."]
+
+
+def test_small_units_that_travel_together_end_as_if_they_came_alone(embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = corpora.plain(rows=200, files=100).files
+    null, damaged = sorted(files)[33], sorted(files)[34]
+    files |= {null: corpora.parquet(pa.table({"id": [1, 2], "text": ["one", None]})), damaged: b"PAR1" + bytes(20) + files[damaged][24:]}
+    options: dict[str, Any] = {"input": corpora.Corpus(files, []).write(tmp_path / "in"), "bad_rows": "reject"}
+    sizes: list[list[int]] = []
+    summaries: list[Summary] = []
+
+    def watched(travelling: Sequence[Parcel], *args: Any, **options: Any) -> Iterator[CommitRecord]:
+        sizes.append([len(parcel) for parcel in travelling])
+        return pipeline.run_units(travelling, *args, **options)
+
+    monkeypatch.setattr(job, "run_units", watched)
+    for per_worker, output in ((100, "apart"), (1, "together")):
+        monkeypatch.setattr(parcels, "_PARCELS_PER_WORKER", per_worker)
+        summaries.append(embed(**options, output=str(tmp_path / output)))
+
+    assert sizes == [[1] * 100, [5] * 20]  # of two rows each, where a unit may have ten
+    assert [(each.rows_out, each.rows_rejected, each.rows_failed) for each in summaries] == [(197, 1, 2)] * 2
+    assert [[failure["source"] for failure in each.failures] for each in summaries] == [[f"{tmp_path.as_uri()}/in/{damaged}"]] * 2
+    assert outputs.shards(str(tmp_path / "together")) == outputs.shards(str(tmp_path / "apart"))
+    proof = verify_corpus(VerifyConfig.build(output=str(tmp_path / "together"), sample=50, progress="none"))
+    assert (proof.shards, proof.sampled) == (99, 50)
+    assert {str(finding.kind) for finding in proof.details} == {"not complete"}  # and nothing else
 
 
 def test_units_that_share_a_read_task_go_on_one_by_one(embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

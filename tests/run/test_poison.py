@@ -12,6 +12,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
+from embedding.run import parcels
 from tests.model import poison
 from tests.run.conftest import Embed
 from tests.support import corpora, outputs
@@ -64,12 +65,19 @@ def killed_readers(cluster: RayCluster, file: Path) -> Iterator[set[int]]:
 
 
 @pytest.mark.timeout(900)  # four processes die and are started again
-def test_poison_is_set_aside_and_everything_else_is_embedded(embed: Embed, ray_cluster: RayCluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_poison_is_set_aside_and_everything_else_is_embedded(
+    embed: Embed, ray_cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, together: bool
+) -> None:
+    """`together`: all units in one or two parcels, so that each dies with good ones before and behind it."""
+    if together:
+        monkeypatch.setattr(parcels, "_PARCELS_PER_WORKER", 1)
     source, output = write_corpus(tmp_path / "in"), str(tmp_path / "out")
     options: dict[str, Any] = {
         "model": str(poison.save_poisoned_model(tmp_path / "model")),
         "trust_remote_code": True,
         "max_unit_attempts": ATTEMPTS,
+        "unit_rows": 100,
         "input": source,
         "output": output,
     }

@@ -35,7 +35,7 @@ from embedding.model.embedder import Embedder
 from embedding.model.spec import resolve_model
 from embedding.model.tokenizer import TokenizedTexts
 from embedding.run.attempts import AttemptCounter
-from embedding.run.exchange import encode_unit
+from embedding.run.exchange import encode_units, rows_in
 from embedding.run.reading import read_stage
 from embedding.run.worker import EmbeddingWorker, WorkerJob, _DeviceTime, _Turns
 from tests.model.tiny import save_model
@@ -74,8 +74,8 @@ def unit_of(folder: Path, texts: list[str | None]) -> Unit:
 
 
 def process(worker: EmbeddingWorker, unit: Unit, attempts: AttemptCounter) -> CommitRecord:
-    batch = read_stage(pa.table({"unit": [encode_unit(unit)]}), COLUMNS, attempts, 3)
-    [record] = records_from_table(worker(batch))
+    batch = read_stage(pa.Table.from_pylist([encode_units([unit])]), COLUMNS, attempts, 3)
+    [record] = records_from_table(rows_in(worker(batch)))
     return record
 
 

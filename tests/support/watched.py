@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import ray
 
-from embedding.run.exchange import decode_unit
+from embedding.run.exchange import decode_read, decode_units
 from embedding.run.reading import read_stage
 from embedding.run.worker import EmbeddingWorker, WorkerJob
 from tests.support.waiting import wait_until
@@ -81,11 +81,11 @@ def watched_worker(trace: Trace, *, hold_load: Hold = never, hold_unit: Hold = n
             return Embedder(job.model, device="cpu", threads=1)
 
         def __call__(self, batch: pa.Table) -> pa.Table:
-            unit = decode_unit(batch.column("unit")[0].as_py()).id
-            trace.note("begun", unit)
+            [read] = decode_read(batch)
+            trace.note("begun", read.unit.id)
             wait_until(lambda: not hold_unit(trace, node_here()), seconds=HOLD_SECONDS, what="a worker to be let go on")
             answer = super().__call__(batch)
-            trace.note("done", unit)
+            trace.note("done", read.unit.id)
             return answer
 
     return WatchedWorker
@@ -95,7 +95,8 @@ def watched_read(trace: Trace) -> Callable[..., pa.Table]:
     """The read of the job."""
 
     def watched(batch: pa.Table, **options: Any) -> pa.Table:
-        trace.note("read", decode_unit(batch.column("unit")[0].as_py()).id)
+        [unit] = decode_units(batch)
+        trace.note("read", unit.id)
         return read_stage(batch, **options)
 
     return watched

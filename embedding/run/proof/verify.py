@@ -8,7 +8,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from itertools import accumulate
 from typing import TypeAlias
 
@@ -29,6 +28,7 @@ from embedding.model.spec import TRUNCATE, ModelSpec
 from embedding.run.checker import CheckJob
 from embedding.run.cluster import Cluster
 from embedding.run.models import find_model, model_folder
+from embedding.run.parcels import parcels_of
 from embedding.run.pieces import average, firsts, submit_pieces
 from embedding.run.pipeline import run_checks
 from embedding.run.proof.config import VerifyConfig
@@ -76,9 +76,7 @@ def verify_corpus(config: VerifyConfig, *, on_end: Callable[[Proof], None] | Non
     with _lease(config, output) as lease:
         try:
             with Cluster() as cluster:
-                cluster.nodes()
-                workers = None if config.workers == "auto" else config.workers
-                findings = examine(config, output, settings, model, proof, partial(run_checks, workers=workers))
+                findings = examine(config, output, settings, model, proof, _checks_on(cluster, config, settings))
             if lease is not None:
                 lease.renew()
             proof.conclude(findings, repair(output, findings) if lease is not None else [])
@@ -89,6 +87,16 @@ def verify_corpus(config: VerifyConfig, *, on_end: Callable[[Proof], None] | Non
             proof.seconds = round(time.monotonic() - started, 3)
             _publish(config, proof, on_end)
     return proof
+
+
+def _checks_on(cluster: Cluster, config: VerifyConfig, settings: JobSettings) -> RunChecks:
+    cpus = int(sum(node.get("CPU", 0) for node in cluster.nodes()))
+    asked = None if config.workers == "auto" else config.workers
+
+    def run(units: Sequence[Unit], job: CheckJob) -> Iterator[CheckedUnit]:
+        return run_checks(parcels_of(units, rows=settings.kept["unit_rows"], workers=asked or max(1, cpus)), job, asked)
+
+    return run
 
 
 @contextmanager
