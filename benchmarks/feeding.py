@@ -26,10 +26,12 @@ from benchmarks.simulation import GROUPS, ROWS, planned, write_corpus
 from benchmarks.sleeping import sleeping_worker, worker_job
 from embedding.corpus.ledger import CommitRecord
 from embedding.run.cluster import quiet_ray
+from embedding.run.parcels import parcels_of
 from embedding.run.pipeline import run_units
 from embedding.run.placement import Placement
 
 _UNIT_BYTES = 8_000_000
+_UNIT_ROWS = 2_048
 _STORE_BYTES = 2_000_000_000
 _WATCH_SECONDS = 0.2
 _FIRST_RECORDS = 200
@@ -38,6 +40,12 @@ _FIRST_RECORDS = 200
 def rate_stage(scratch: str, units: int, workers: int) -> Result:
     """Units a second with workers that do not even sleep, and the driver's own CPU time for each."""
     found = _run(scratch, [(ROWS,) * GROUPS] * (units // GROUPS), workers, seconds_per_row=0.0)
+    return found | {"driver_ms_per_unit": 1e3 * found["driver_cpu_seconds"] / found["units"]}
+
+
+def small_stage(scratch: str, units: int, workers: int) -> Result:
+    """The same for files of one small unit each, which travel together."""
+    found = _run(scratch, [(ROWS,)] * units, workers, seconds_per_row=0.0, unit_rows=_UNIT_ROWS)
     return found | {"driver_ms_per_unit": 1e3 * found["driver_cpu_seconds"] / found["units"]}
 
 
@@ -75,17 +83,26 @@ def begin_stage(scratch: str, units: int) -> Result:
     return found
 
 
-def _run(scratch: str, files: Sequence[tuple[int, ...]], workers: int, seconds_per_row: float, text_bytes: int = 30) -> Result:
-    """The job's pipeline over such a corpus."""
+def _run(
+    scratch: str,
+    files: Sequence[tuple[int, ...]],
+    workers: int,
+    seconds_per_row: float,
+    *,
+    text_bytes: int = 30,
+    unit_rows: int | None = None,
+) -> Result:
+    """The job's pipeline over such a corpus; `unit_rows` is what a unit may have, and None that each row group is one."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder, _cluster(workers), _watched_store() as store:
         write_corpus(f"{folder}/in", files, text_bytes)
-        units = planned(f"{folder}/in", max(max(groups) for groups in files))
+        rows = unit_rows or max(max(groups) for groups in files)
+        parcels = parcels_of(planned(f"{folder}/in", rows), rows=rows, workers=workers)
         job = worker_job(make_model("tiny", Path(folder)), f"{folder}/out")
         cpu = time.process_time()
-        records = list(run_units([[unit] for unit in units], job, _pool(workers), sleeping_worker(seconds_per_row)))
+        records = list(run_units(parcels, job, _pool(workers), sleeping_worker(seconds_per_row)))
         cpu = time.process_time() - cpu
     assert {record.error for record in records} == {""}
-    return {"units": len(records), "driver_cpu_seconds": cpu, "object_store": store, **_shares(records)}
+    return {"units": len(records), "parcels": len(parcels), "driver_cpu_seconds": cpu, "object_store": store, **_shares(records)}
 
 
 def _pool(workers: int) -> Placement:

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.bench import circumstances, save
-from benchmarks.feeding import begin_stage, efficiency_stage, memory_stage, rate_stage, tail_stage
+from benchmarks.feeding import begin_stage, efficiency_stage, memory_stage, rate_stage, small_stage, tail_stage
 from benchmarks.planning import plan_stage
 from benchmarks.setting import Result
 from benchmarks.simulation import GROUPS, Stock
 
-STAGES = ("plan", "begin", "rate", "efficiency", "tail", "memory")
+STAGES = ("plan", "begin", "rate", "small", "efficiency", "tail", "memory")
 
 
 def main(words: Sequence[str] | None = None) -> Result:
@@ -33,6 +33,7 @@ def main(words: Sequence[str] | None = None) -> Result:
             "plan": lambda: plan_stage(root, options.files, stock),
             "begin": lambda: begin_stage(scratch, options.begin_units),
             "rate": lambda: rate_stage(scratch, options.units, min(4, options.workers[-1])),
+            "small": lambda: small_stage(scratch, options.units, min(4, options.workers[-1])),
             "efficiency": lambda: {str(workers): efficiency_stage(scratch, workers, options.rounds) for workers in options.workers},
             "tail": lambda: tail_stage(scratch, options.workers[-1], options.rounds),
             "memory": lambda: memory_stage(scratch, min(4, options.workers[-1]), options.rounds),
@@ -92,9 +93,10 @@ def _rows(stages: Result) -> Iterator[list[str]]:
     if begin := stages.get("begin"):
         found = f"first done after {begin['first']:.0f} s, {begin['megabytes']:,.0f} MB more"
         yield [f"begin: {begin['units']:,} units given to Ray", found]
-    if rate := stages.get("rate"):
-        ceiling = f"{rate['driver_ms_per_unit']:.1f} ms of the driver's CPU each"
-        yield [f"{rate['units']:,} units without work", f"{rate['units_per_second']:.0f} units/s, {ceiling}"]
+    for name, what in (("rate", "units"), ("small", "small files")):
+        if rate := stages.get(name):
+            ceiling = f"{rate['driver_ms_per_unit']:.1f} ms of the driver's CPU each"
+            yield [f"{rate['units']:,} {what} without work", f"{rate['units_per_second']:.0f} units/s, {ceiling}"]
     for workers, each in stages.get("efficiency", {}).items():
         yield [f"units of one second, {workers} workers", f"{each['efficiency']:.1%} of their time"]
     if tail := stages.get("tail"):
