@@ -121,7 +121,7 @@ def decode_read(batch: pa.Table) -> Iterator[ReadUnit]:
 
 
 def one_row(table: pa.Table) -> pa.Table:
-    """All rows of a table as one: from a process, Ray's driver takes a row of a dataset at a time, some ten of them in a second."""
+    """All rows of a table as one: Ray's driver takes what a process gives back row by row, each up to a tenth of a second later."""
     rows = table.to_struct_array()
     together = rows.chunk(0) if rows.num_chunks == 1 else rows.combine_chunks()
     return pa.table({"rows": pa.ListArray.from_arrays([0, len(together)], together)})

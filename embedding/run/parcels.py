@@ -18,6 +18,8 @@ _PARCELS_PER_WORKER: Final = 32
 """At least, before units share any: so that none is left alone with a full one at the end, and progress can be seen."""
 _MOST_UNITS: Final = 64
 """Of a parcel: Ray's part is small by then, and a process that dies begins its parcel again."""
+_MOST_BYTES: Final = 2**23
+"""Of the files of a parcel's units: few rows can hold long texts, and compressed ones that are many times as large."""
 
 
 def parcels_of(units: Sequence[Unit], *, rows: int, workers: int) -> list[Parcel]:
@@ -25,18 +27,18 @@ def parcels_of(units: Sequence[Unit], *, rows: int, workers: int) -> list[Parcel
 
     Args:
         units: what is to be done.
-        rows: that a parcel of several may have; as many as a unit may, so that none takes more memory than one unit.
+        rows: that a parcel of several may have, as many as one unit may.
         workers: that they are for.
     """
     most = min(_MOST_UNITS, max(1, len(units) // (_PARCELS_PER_WORKER * workers)))
     found: list[list[Unit]] = []
-    room = 0
+    rows_left = bytes_left = 0
     for unit in units:
-        if not found or len(found[-1]) == most or unit.num_rows > room:
+        if not found or len(found[-1]) == most or unit.num_rows > rows_left or unit.source.size > bytes_left:
             found.append([])
-            room = rows
+            rows_left, bytes_left = rows, _MOST_BYTES
         found[-1].append(unit)
-        room -= unit.num_rows
+        rows_left, bytes_left = rows_left - unit.num_rows, bytes_left - unit.source.size
     return list(found)
 
 

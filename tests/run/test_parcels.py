@@ -13,8 +13,8 @@ from embedding.run.exchange import ReadUnit, decode_read, decode_units, encode_r
 from embedding.run.parcels import parcels_of
 
 
-def units_of(*rows: int) -> list[Unit]:
-    return [make_unit(Source(f"file:///in/{number}.parquet", f"{number}.parquet", 1, "1"), 0, of, "f") for number, of in enumerate(rows)]
+def units_of(*rows: int, size: int = 1) -> list[Unit]:
+    return [make_unit(Source(f"file:///in/{number}.parquet", f"{number}.parquet", size, "1"), 0, of, "f") for number, of in enumerate(rows)]
 
 
 @given(st.lists(st.integers(1, 100), max_size=300), st.integers(1, 4))
@@ -39,6 +39,12 @@ def test_every_unit_travels_once_in_order_and_no_parcel_is_larger_than_a_unit_ma
 )
 def test_few_units_travel_alone_and_never_very_many_together(units: int, workers: int, sizes: list[int]) -> None:
     assert [len(parcel) for parcel in parcels_of(units_of(*[1] * units), rows=1000, workers=workers)] == sizes
+
+
+@pytest.mark.parametrize(("size", "together"), [(2**17, 64), (2**20, 8), (2**22 + 1, 1), (2**30, 1)])
+def test_units_of_large_files_travel_alone_however_few_their_rows_are(size: int, together: int) -> None:
+    parcels = parcels_of(units_of(*[1] * 64 * 32, size=size), rows=1000, workers=1)
+    assert {len(parcel) for parcel in parcels} == {together}
 
 
 def test_what_was_read_of_a_parcel_comes_out_as_it_went_in() -> None:
