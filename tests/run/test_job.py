@@ -292,13 +292,3 @@ def test_rows_without_an_id_are_told_of(embed: Embed, tmp_path: Path, caplog: py
     summary = embed(input=str(tmp_path / "a.parquet"), output=str(tmp_path / "out"))
     assert (summary.rows_out, summary.status) == (3, "complete")
     assert any("rows whose 'id' is null have vectors without an id" in said for said in caplog.messages)
-
-
-def test_reads_run_beside_the_encoder(embed: Embed, tmp_path: Path) -> None:
-    """A unit is read while another is encoded: the stages are apart, and the pipeline keeps both busy."""
-    source = corpora.plain(rows=400, files=4, row_group_rows=10).write(tmp_path / "in")
-    embed(input=source, output=str(tmp_path / "out"), unit_rows=10)
-    records = outputs.control(str(tmp_path / "out"), "records").to_pylist()
-    reads = [(row["read_started"], row["read_started"] + row["read_seconds"], row["unit"]) for row in records]
-    encodes = [(row["encode_started"], row["encode_started"] + row["encode_seconds"], row["unit"]) for row in records]
-    assert any(begin < stop and start < end and one != other for begin, end, one in reads for start, stop, other in encodes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import shutil
@@ -21,15 +22,19 @@ from embedding.corpus.sources import Source
 from embedding.errors import EmbeddingJobError, ModelError
 from embedding.run import job, parcels, pipeline
 from embedding.run.cluster import Cluster
+from embedding.run.exchange import decode_units
 from embedding.run.parcels import Parcel, dealt
 from embedding.run.progress import OtherVoices
 from embedding.run.proof.config import VerifyConfig
 from embedding.run.proof.verify import verify_corpus
+from embedding.run.reading import read_stage
 from embedding.run.summary import Summary
 from tests.run.conftest import Embed
 from tests.support import corpora, outputs
 from tests.support.job import LOG_LINE, run_job
 from tests.support.ray_cluster import RayCluster
+from tests.support.waiting import wait_until
+from tests.support.watched import HOLD_SECONDS, Trace, watched_worker
 
 TRACEBACK = """\x1b[36mray::MapWorker(MapBatches(EmbeddingWorker)).submit()\x1b[39m (pid=1, ip=127.0.0.1)
 OSError: [Errno 28] No space left on device
@@ -117,6 +122,29 @@ def test_what_libraries_print_is_logged_by_its_first_line(caplog: pytest.LogCapt
         print("\n\x1b[36m(raylet)\x1b[0m It failed, and is tried again.\n\nTraceback\n  File\n")
         print("x" * 500)
     assert caplog.messages == ["(raylet) It failed, and is tried again.", "x" * 200 + " ..."]
+
+
+def test_a_unit_is_read_while_another_is_at_the_worker(embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stages are apart: one read waits for a worker that has begun a unit, and the worker waits for that read."""
+    corpus = corpora.plain(rows=40, files=4)
+    late = max(corpus.files)
+    (tmp_path / "trace").mkdir()
+    trace = Trace(tmp_path / "trace")
+
+    def late_read(batch: pa.Table, **options: Any) -> pa.Table:
+        [unit] = decode_units(batch)
+        if unit.source.path == late:
+            wait_until(lambda: trace.units("begun"), seconds=HOLD_SECONDS, what="a unit to be at the worker")
+        answer = read_stage(batch, **options)
+        trace.note("read", unit.source.path)
+        return answer
+
+    worker = watched_worker(trace, hold_unit=lambda trace, _node: late not in trace.units("read"))
+    monkeypatch.setattr(pipeline, "read_stage", late_read)
+    monkeypatch.setattr(job, "run_units", functools.partial(pipeline.run_units, worker=worker))
+    summary = embed(input=corpus.write(tmp_path / "in"), output=str(tmp_path / "out"))
+    assert (summary.status, summary.rows_out) == ("complete", 40)
+    assert set(trace.units("read")) == set(corpus.files)
 
 
 def test_small_units_that_travel_together_end_as_if_they_came_alone(embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
