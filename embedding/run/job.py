@@ -298,7 +298,7 @@ def _embed(config: JobConfig, output: Output, plan: _Plan, cluster: Cluster, lea
     try:
         style = "none" if config.quiet and config.progress == "auto" else config.progress
         with open_progress(style, Watched(summary, outlook, placement, in_flight)) as progress:
-            parcels = parcels_of(plan.pending, rows=plan.settings.kept["unit_rows"], workers=max(1, placement.max_workers))
+            parcels = parcels_of(plan.pending, rows=plan.settings.kept["unit_rows"], workers=placement.max_workers)
             for record in run_units(parcels, _worker_job(config, output, plan, placement), placement, in_flight=in_flight):
                 lease.check()
                 ledger.append(record)

@@ -22,7 +22,7 @@ _MOST_BYTES: Final = 2**23
 """Of the files of a parcel's units: few rows can hold long texts, and compressed ones that are many times as large."""
 
 
-def parcels_of(units: Sequence[Unit], *, rows: int, workers: int) -> list[Parcel]:
+def parcels_of(units: Sequence[Unit], *, rows: int, workers: int) -> list[list[Unit]]:
     """The units in their order, neighbours together where they are small.
 
     Args:
@@ -39,7 +39,7 @@ def parcels_of(units: Sequence[Unit], *, rows: int, workers: int) -> list[Parcel
             rows_left, bytes_left = rows, _MOST_BYTES
         found[-1].append(unit)
         rows_left, bytes_left = rows_left - unit.num_rows, bytes_left - unit.source.size
-    return list(found)
+    return found
 
 
 def dealt(parcels: Sequence[Parcel], tasks: int) -> list[Parcel]:
