@@ -30,8 +30,8 @@ from benchmarks.peers import OURS, peers_stage
 from benchmarks.setting import Result, Setting, one_line
 from benchmarks.sharing import sharing_stage
 from benchmarks.stages import cuda_sweep, encoder_by_precision, memory_stage, parquet_stage, tokenizer_stage, write_stage
-from embedding.config import Precision
 from embedding.model.linear import fp8_lacks
+from embedding.names import Precision
 
 STAGES = ("tokenizer", "encoder", "write", "launches", "parquet", "peers", "memory", "sharing", "sweep")
 _ON_GPUS = ("sharing", "sweep")

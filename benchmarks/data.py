@@ -16,9 +16,10 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, BertConfig, BertModel, PreTrainedTokenizerFast
 
-from embedding.config import JobConfig, Precision
+from embedding.config import JobConfig
 from embedding.model.bert import FAMILIES
 from embedding.model.spec import ModelSpec, resolve_model
+from embedding.names import Precision
 
 ModelName: TypeAlias = Literal["minilm", "bert-base", "narrow", "tiny"]
 

@@ -25,10 +25,10 @@ from torch import Tensor
 from benchmarks.bench import circumstances, save
 from benchmarks.data import BenchModel, find_model
 from benchmarks.setting import Result
-from embedding.config import Precision
 from embedding.model.embedder import Embedder
 from embedding.model.linear import Fp8Linear, Linear
 from embedding.model.parity import cosines
+from embedding.names import Precision
 from embedding.run.comparer import LEAST_COSINE
 
 _BATCH_TOKENS = 4096

@@ -19,11 +19,11 @@ from transformers import AutoConfig
 from benchmarks.data import BenchModel
 from benchmarks.setting import Result, Setting, one_line
 from benchmarks.timing import interleave, rate, ratio
-from embedding.config import Precision
 from embedding.model.embedder import Embedder
 from embedding.model.encoder import DTYPES
 from embedding.model.generic import auto_class_of
 from embedding.model.parity import cosines
+from embedding.names import Precision
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
 Embed: TypeAlias = Callable[[list[str], int], Vectors]
@@ -42,6 +42,7 @@ def peers_stage(setting: Setting, scratch: Path) -> Result:
     def ours() -> Vectors:
         if setting.device == "cpu":
             torch.set_num_threads(1)  # what Embedder sets, and the peers do not want
+        torch.backends.cuda.enable_cudnn_sdp(False)  # likewise
         return embedder.embed(embedder.tokenize(setting.texts), setting.batch_tokens).vectors_RD
 
     expected = ours()
@@ -51,7 +52,7 @@ def peers_stage(setting: Setting, scratch: Path) -> Result:
     contestants: dict[str, Callable[[], Vectors]] = {OURS: ours}
     for name, make in _peers(setting, scratch).items():
         try:
-            embed = _with_threads(setting.threads, make())
+            embed = _as_found(setting.threads, make())
             batch_rows[name] = _best_batch(embed, setting)
             peer = _bind(embed, setting.texts, batch_rows[name])
             kept[name] = float(cosines(peer(), expected).min())
@@ -108,9 +109,12 @@ def _peers(setting: Setting, scratch: Path) -> dict[str, Callable[[], Embed]]:
     return found
 
 
-def _with_threads(threads: int, embed: Embed) -> Embed:
+def _as_found(threads: int, embed: Embed) -> Embed:
+    """With torch's settings as they are without the project."""
+
     def embed_so(texts: list[str], rows: int) -> Vectors:
         torch.set_num_threads(threads)
+        torch.backends.cuda.enable_cudnn_sdp(True)
         return embed(texts, rows)
 
     return embed_so

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from benchmarks.data import BenchModel
-from embedding.config import Precision
 from embedding.errors import first_line
 from embedding.model.batching import default_batch_tokens
+from embedding.names import Precision
 
 Result: TypeAlias = dict[str, Any]
 

@@ -19,7 +19,6 @@ import torch
 from benchmarks.data import BenchModel
 from benchmarks.setting import Result, Setting, one_line
 from benchmarks.timing import interleave, rate, ratio
-from embedding.config import Precision
 from embedding.model.batching import batch_end, longest_first, split_rows
 from embedding.model.bert import BertEncoder
 from embedding.model.encoder import DTYPES, Encoder
@@ -28,6 +27,7 @@ from embedding.model.packing import PackedBatch, pack
 from embedding.model.pooling import Head
 from embedding.model.tokenizer import TokenizedTexts
 from embedding.model.tokenizer import Tokenizer as JobTokenizer
+from embedding.names import Precision
 
 if TYPE_CHECKING:
     from embedding.corpus.ledger import CommitRecord

@@ -7,32 +7,28 @@ Each field is an option: `batch_tokens` is `--batch-tokens`, the key `batch_toke
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal, Self, TypeAlias
 
 from cyclopts import Group, Parameter
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from embedding.names import (
+    CHUNK_COLUMNS,
+    DEFAULT_MODEL,
+    RESERVED_COLUMNS,
+    BadRows,
+    ChunkBy,
+    InputFormat,
+    LongText,
+    OutputDtype,
+    OutputFormat,
+    Pooling,
+    Precision,
+    ProgressStyle,
+    vector_columns,
+)
 from embedding.rules import Config, refuse_secrets
-
-DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-
-Pooling: TypeAlias = Literal["mean", "cls", "max", "weightedmean", "mean_sqrt_len", "lasttoken"]
-"""How token vectors become a text's vector; the names and meanings are sentence-transformers'."""
-Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "fp8"]
-InputFormat: TypeAlias = Literal["auto", "parquet", "arrow", "jsonl", "csv", "tsv"]
-BadRows: TypeAlias = Literal["reject", "fail"]
-OutputDtype: TypeAlias = Literal["float32", "float16", "int8", "binary", "ubinary"]
-OutputFormat: TypeAlias = Literal["parquet", "lance"]
-LongText: TypeAlias = Literal["truncate", "chunk", "average", "reject"]
-ChunkBy: TypeAlias = Literal["words", "sentences"]
-ProgressStyle: TypeAlias = Literal["auto", "bar", "log", "none"]
-
-RESERVED_COLUMNS = frozenset({"embedding", "num_tokens", "truncated", "source", "row_index"})
-"""Column names of a shard that are the job's own."""
-CHUNK_COLUMNS = frozenset({"chunk", "chunk_start", "chunk_end"})
-"""Those that a shard has only where it has a row for each chunk of a text."""
 
 _Item: TypeAlias = Annotated[str, Field(min_length=1)]
 _CORPUS = Parameter(group=Group("Corpus", sort_key=1))
@@ -168,8 +164,8 @@ class JobConfig(Config):
     workers: Annotated[str, _SPEED, Parameter(metavar="auto|N|MIN:MAX")] = Field(
         "auto", description="Encoder processes: auto (as many as the cluster has room for), N, or MIN:MAX (grows and shrinks)."
     )
-    gpus_per_worker: Annotated[Literal["auto"] | Annotated[float, Field(ge=0)], _SPEED, _AUTO_OR_NUMBER] = Field(
-        "auto", description="GPUs (or a fraction of one) per worker; auto: 1 if the cluster has GPUs, else 0."
+    gpus_per_worker: Annotated[Literal["auto"] | Annotated[float, Field(ge=0, le=1)], _SPEED, _AUTO_OR_NUMBER] = Field(
+        "auto", description="GPUs per worker: 1, a fraction of one, or 0 for CPUs; auto: 1 if the cluster has GPUs, else 0."
     )
     cpus_per_worker: Annotated[Literal["auto"] | PositiveInt, _SPEED, _AUTO_OR_NUMBER] = Field(
         "auto",
@@ -300,8 +296,3 @@ class JobConfig(Config):
             return None
         low, _, high = self.workers.partition(":")
         return int(low), int(high or low)
-
-
-def vector_columns(dimensions: Sequence[int]) -> tuple[str, ...]:
-    """The columns of vectors with so many dimensions each, the largest first: its name does not say how many."""
-    return ("embedding", *(f"embedding_{number}" for number in dimensions[1:]))

@@ -29,6 +29,7 @@ _RULES = {
     "float_type": _NUMBER,
     "greater_than": "a number above {gt:g}",
     "greater_than_equal": "a number of {ge:g} or more",
+    "less_than_equal": "a number of {le:g} or less",
     "bool_parsing": _YES_OR_NO,
     "bool_type": _YES_OR_NO,
     "string_type": "a string",

@@ -19,7 +19,8 @@ import pytest
 
 import embedding
 from docs.tables import OPTIONS, README, TABLES, with_tables
-from embedding.config import JobConfig, Pooling
+from embedding.config import JobConfig
+from embedding.names import Pooling
 from embedding.run.cli import parse
 from embedding.run.proof.cli import parse as parse_proof
 from embedding.run.proof.result import ProofStatus

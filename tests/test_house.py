@@ -22,18 +22,20 @@ MAY_IMPORT = {
         "embedding",
         "embedding.config",
         "embedding.rules",
+        "embedding.names",
         "embedding.errors",
         "embedding.model",
         "embedding.corpus",
         "embedding.run",
     },
-    "embedding.model": {"embedding.config", "embedding.errors", "embedding.model"},
-    "embedding.corpus": {"embedding.config", "embedding.errors", "embedding.corpus"},
-    "embedding.config": {"embedding.rules"},
+    "embedding.model": {"embedding.config", "embedding.names", "embedding.errors", "embedding.model"},
+    "embedding.corpus": {"embedding.names", "embedding.errors", "embedding.corpus"},
+    "embedding.config": {"embedding.names", "embedding.rules"},
     "embedding.rules": {"embedding.errors"},
+    "embedding.names": set[str](),
     "embedding.errors": set[str](),
 }
-"""jobs -> run -> {model, corpus} -> {config -> rules, errors}; `embedding` itself is the front door, which run takes the version from."""
+"""jobs -> run -> {model, corpus} -> {config -> rules, names, errors}; `embedding` itself is the front door, which run takes the version from."""
 
 USES_RAY = {f"embedding/run/{name}.py" for name in ("cluster", "metrics", "pipeline", "remote_attempts", "submission")}
 """Who connects the cluster; the pipeline and the counter, on it; the metrics, which leave through it; the client of its job server, which

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from embedding.config import LongText
 from embedding.corpus.reader import Columns
 from embedding.corpus.shard import NOT_FINITE, too_long
 from embedding.corpus.shards.form import ShardForm
 from embedding.corpus.vectors import VectorColumns
+from embedding.names import LongText
 
 
 class Kind(StrEnum):

@@ -28,15 +28,9 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_ba
 from embedding.corpus.requests import explained, with_retries
 from embedding.errors import AccessError, ConfigError, CorpusError, SourceChangedError, first_line
 
-PROTOCOL = "hf://"
-_DATASETS = f"{PROTOCOL}datasets/"
+_DATASETS = "hf://datasets/"
 _NO_ANSWER = cast(type[Exception], next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"))
 """What a connection that fails raises: of httpx or httpx2, whichever the installed huggingface_hub asks by."""
-
-
-def is_of_hub(url: str) -> bool:
-    """Whether the URL is one of the hub."""
-    return url.startswith(PROTOCOL)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedding.config import OutputDtype
+from embedding.names import OutputDtype
 
 Floats: TypeAlias = NDArray[np.float32]
 

@@ -8,12 +8,11 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from glob import has_magic
 from itertools import islice
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import fsspec
 import pyarrow as pa
 
-from embedding.corpus import hub
 from embedding.corpus.formats.names import AUTO, Format, format_by_name, format_of
 from embedding.corpus.listing import BROKEN_LINK, FILE, FOLDER, Details, files_below, is_hidden, matching, relative
 from embedding.corpus.requests import WRONG_PATH, explained, with_retries
@@ -23,6 +22,9 @@ from embedding.corpus.tables.read import read_table
 from embedding.corpus.tables.table import REWRITE, Kind, Table
 from embedding.errors import CorpusError, SourceChangedError, count
 
+if TYPE_CHECKING:
+    from embedding.corpus.hub import Pinned
+
 log = logging.getLogger(__name__)
 
 _VERSION_KEYS = (
@@ -30,7 +32,7 @@ _VERSION_KEYS = (
     "blob_id",
 )
 
-
+_HUB = "hf://"
 _ANY = f"file that ends in {', '.join(suffix for kind in Format for suffix in kind.suffixes)}"
 
 
@@ -137,11 +139,11 @@ def _is_pattern(url: str) -> bool:
 
 
 def _list_input(url: str, needed: Collection[str], versions: dict[str, str]) -> Iterator[_Listed]:
-    pinned = hub.pin(url) if hub.is_of_hub(url) else None
+    pinned = _pinned(url)
     fs, path = filesystem_of(pinned.url if pinned else url)
     with explained(f"listing --input {url}"):
         try:
-            found = with_retries(lambda: _found(fs, path, url))
+            found = with_retries(lambda: _found_on_hub(fs, path, url) if pinned else _found(fs, path, url))
         except WRONG_PATH as error:
             raise CorpusError(f"--input {url} does not exist; check the path") from error
     if pinned:
@@ -196,10 +198,25 @@ def _details(fs: fsspec.AbstractFileSystem, file: str, given: str) -> dict[str, 
             ) from error
 
 
-def _found(fs: fsspec.AbstractFileSystem, path: str, given: str) -> _Found:
+def _pinned(url: str) -> Pinned | None:
+    """An input on the hub, at the commit of now."""
+    if not url.startswith(_HUB):
+        return None
+    from embedding.corpus import hub  # its library takes a third of a second to import
+
+    return hub.pin(url)
+
+
+def _found_on_hub(fs: fsspec.AbstractFileSystem, path: str, given: str) -> _Found:
+    from embedding.corpus import hub
+
     with hub.as_of_a_store(f"--input {given}"):
-        found = _find(fs, path, given)
-        refuse_inside(given, fs, found.around)
+        return _found(fs, path, given)
+
+
+def _found(fs: fsspec.AbstractFileSystem, path: str, given: str) -> _Found:
+    found = _find(fs, path, given)
+    refuse_inside(given, fs, found.around)
     return found
 
 
@@ -254,6 +271,8 @@ def open_source(source: Source) -> pa.NativeFile | BinaryIO:
         StorageError: the store does not answer.
     """
     if source.at:
+        from embedding.corpus import hub
+
         return cast(BinaryIO, hub.open_at(source.at, source.size))
     fs, path = filesystem_of(source.uri)
     require_unchanged(source)

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.core import split_protocol
 
-from embedding.corpus.requests import client_options, error_code, explained, with_retries
+from embedding.corpus.requests import explained, with_retries
 from embedding.errors import ConfigError
 
 TEMPORARY = "_control/tmp"
@@ -47,7 +47,9 @@ def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     protocol = split_protocol(url)[0] or "file"
     options: dict[str, Any] = {"use_listings_cache": False}
     if protocol in ("s3", "s3a"):
-        options["config_kwargs"] = client_options(fsspec.config.conf.get("s3", {}).get("config_kwargs", {}))
+        from embedding.corpus import s3
+
+        options["config_kwargs"] = s3.client_options(fsspec.config.conf.get("s3", {}).get("config_kwargs", {}))
     try:
         kind = fsspec.get_filesystem_class(protocol)  # not `url_to_fs`, for which :: in a name begins another URL
         fs = kind(**kind._get_kwargs_from_urls(url), **options)
@@ -221,10 +223,12 @@ class Storage:
                 return seen is not None and seen[0] == data
             self.put(name, data)
             return True
+        from embedding.corpus import s3
+
         try:
             with_retries(lambda: self._fs.pipe_file(self.path(name), data, **condition))  # a 409 counts as passing, as S3 wants it
         except OSError as error:
-            if not (isinstance(error, FileExistsError) or error_code(error) == "PreconditionFailed"):
+            if not (isinstance(error, FileExistsError) or s3.code_of(error) == "PreconditionFailed"):
                 raise
             return self.read(name) == data
         return True

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedding.config import OutputDtype, vector_columns
 from embedding.corpus.numbers import Floats, is_flat, outside, ranges_of, stored, stored_type
+from embedding.names import OutputDtype, vector_columns
 
 Calibration: TypeAlias = dict[str, list[list[float]]]
 """By column, the least and the greatest number of each dimension; empty but for int8. As JSON has it, in job.json and in footers."""

@@ -118,7 +118,7 @@ def read_bert(spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.
     """
     path = folder / spec.transformer_path
     config = read_config(path, trust_remote_code=spec.trust_remote_code)
-    if not _is_of_the_layout(config, device):
+    if not _is_of_the_layout(config):
         return None
     try:
         tensors = _tensors(spec, folder)
@@ -134,11 +134,8 @@ def read_bert(spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.
     return encoder
 
 
-def _is_of_the_layout(config: Any, device: torch.device) -> bool:
-    """Whether nothing in the configuration asks for what is not done here, on this device.
-
-    MPNet is left alone on a GPU, which would launch an attention for each length of a row.
-    """
+def _is_of_the_layout(config: Any) -> bool:
+    """Whether nothing in the configuration asks for what is not done here."""
     odd = ("auto_map", "quantization_config", "is_decoder", "add_cross_attention", "pruned_heads", "sinusoidal_pos_embds")
     return (
         config.model_type in FAMILIES
@@ -146,7 +143,7 @@ def _is_of_the_layout(config: Any, device: torch.device) -> bool:
         and getattr(config, "position_embedding_type", "absolute") in ("absolute", None)
         and config.hidden_size % config.num_attention_heads == 0
         and (config.model_type not in POSITIONS_FOLLOW_PADDING or isinstance(config.pad_token_id, int))
-        and (config.model_type != "mpnet" or (device.type == "cpu" and config.pad_token_id == _MPNET_PADDING))
+        and (config.model_type != "mpnet" or config.pad_token_id == _MPNET_PADDING)
         and not any(getattr(config, name, None) for name in odd)
     )
 
@@ -279,10 +276,12 @@ class _Bert(nn.Module):
         self.embeddings = _Embeddings(weights, config)
         self.dtype = weights.dtype
         self.product_dtype = torch.float8_e4m3fn if weights.fp8 else weights.dtype
-        self.by_kernel = has_kernel(weights.device, self.dtype, config.hidden_size // config.num_attention_heads)
         bias_HSS = None
         if config.model_type == "mpnet":
-            bias_HSS = relative_bias(weights.tensors["encoder.relative_attention_bias.weight"].to(self.dtype), max_tokens)
+            table_BH = weights.tensors["encoder.relative_attention_bias.weight"]
+            bias_HSS = relative_bias(table_BH.to(weights.device, self.dtype), max_tokens)
+        head_width = config.hidden_size // config.num_attention_heads
+        self.by_kernel = bias_HSS is None and has_kernel(weights.device, self.dtype, head_width)
         self.layers = nn.ModuleList(
             _Layer(weights, names, number, config, by_kernel=self.by_kernel, bias_HSS=bias_HSS)
             for number in range(config.num_hidden_layers)

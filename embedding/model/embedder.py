@@ -88,7 +88,6 @@ class Embedder:
         self._tokenizer = Tokenizer(spec, self._folder)
         self._head = Head(spec, self._folder, self._device, prompt_tokens=self._tokenizer.prompt_tokens)
         self._encoder = Encoder(spec, self._folder, self._device, spec.precision)
-        self._fitting_tokens: int | None = None
         self._repairing = threading.Lock()
         self.dim = sum(spec.columns)
         self.packed = self._encoder.packed
@@ -156,7 +155,7 @@ class Embedder:
         if once is not tokens:
             _, places_R = tokens.distinct
             vectors_RD, finite_R = vectors_RD[places_R], finite_R[places_R]
-        return EmbeddedTexts(vectors_RD, finite_R, self._budget(batch_tokens), padding, len(once.lengths))
+        return EmbeddedTexts(vectors_RD, finite_R, self._encoder.budget(batch_tokens), padding, len(once.lengths))
 
     def _repair(self, tokens: TokenizedTexts, vectors_RD: Vectors, finite_R: npt.NDArray[np.bool_]) -> None:
         """Fill in the rows that are not finite from an fp32 copy of the model, which is loaded for them and dropped after."""
@@ -194,7 +193,7 @@ class Embedder:
             vectors_RD=torch.zeros((len(order), self.dim), dtype=torch.float32, pin_memory=on_gpu),
         )
         cells = self._lanes.start(
-            partial(self._fill, encoder, batches, batch_tokens, *rows) for rows in batches.cut(self._budget(batch_tokens))
+            partial(self._fill, encoder, batches, batch_tokens, *rows) for rows in batches.cut(encoder.budget(batch_tokens))
         )
 
         def finish() -> tuple[Vectors, int]:
@@ -209,12 +208,12 @@ class Embedder:
         """Encode a batch, in parts where it does not fit; never waits for a GPU. The number of tokens computed, padding included."""
         cells = 0
         while start < stop:
-            end = batch_end(batches.lengths[:stop], start, self._budget(batch_tokens), padded=batches.padded)
+            end = batch_end(batches.lengths[:stop], start, encoder.budget(batch_tokens), padded=batches.padded)
             lengths = batches.lengths[start:end]
             if self._encoded(encoder, batches, start, end):
                 cells, start = cells + encoder.cells(lengths), end
             else:  # outside of what failed, whose frames hold its memory
-                self._shrink(encoder.cells(lengths), end - start)
+                self._shrink(encoder, encoder.cells(lengths), end - start)
         return cells
 
     def _encoded(self, encoder: Encoder, batches: _Batches, start: int, end: int) -> bool:
@@ -229,15 +228,12 @@ class Embedder:
             return False
         return True
 
-    def _budget(self, batch_tokens: int) -> int:
-        return batch_tokens if self._fitting_tokens is None else min(batch_tokens, self._fitting_tokens)
-
-    def _shrink(self, cells: int, rows: int) -> None:
+    def _shrink(self, encoder: Encoder, cells: int, rows: int) -> None:
         if rows == 1:
             device = _device_name(self._device)
             raise ModelError(f"a single text of {cells} tokens does not fit in the memory of {device}; lower --max-tokens")
-        self._fitting_tokens = self._budget(cells // 2)
-        log.warning("a batch of %d tokens does not fit in memory; using batches of %d tokens from now on", cells, self._fitting_tokens)
+        encoder.fitting_tokens = encoder.budget(cells // 2)
+        log.warning("a batch of %d tokens does not fit in memory; using batches of %d tokens from now on", cells, encoder.fitting_tokens)
 
 
 @dataclass(frozen=True)

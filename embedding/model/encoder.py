@@ -13,13 +13,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from embedding.config import Precision
 from embedding.errors import ModelError
 from embedding.model.attention import keep_to_flash_attention
 from embedding.model.bert import read_bert
 from embedding.model.linear import fp8_lacks
 from embedding.model.packing import PackedBatch
 from embedding.model.spec import ModelSpec
+from embedding.names import Precision
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class Encoder:
         dtype: of the hidden states.
         packed: rows run without padding.
         manner: "packed" where all is as fast as it can be, else how batches run, and why.
+        fitting_tokens: of a batch, what fits in the memory, once something did not.
     """
 
     def __init__(self, spec: ModelSpec, folder: Path, device: torch.device, precision: Precision) -> None:
@@ -50,14 +51,22 @@ class Encoder:
         if fp8 and (lack := fp8_lacks(device)):
             raise ModelError(f"{lack}; use --precision bf16")
         keep_to_flash_attention(device)
+        torch.set_float32_matmul_precision("highest")  # fp32 is fp32, whatever the environment allows: NVIDIA's containers allow TF32
+        self.fitting_tokens: int | None = None
         self._model = _load(spec, folder, device, self.dtype, fp8=fp8)
         self.packed, self.manner = self._model.packed, self._model.manner
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # float32 weights, before they were cast: another worker may share this GPU
         if self.manner != "packed":
             log.warning("%s runs %s", spec.source.name, self.manner)
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         """Hidden states [T, D] of the batch's tokens, in the order of its ids."""
         return self._model(batch)
+
+    def budget(self, batch_tokens: int) -> int:
+        """The tokens of a batch, where it is to have so many."""
+        return batch_tokens if self.fitting_tokens is None else min(batch_tokens, self.fitting_tokens)
 
     def cells(self, batch_lengths: npt.NDArray[np.int64]) -> int:
         """Tokens that a batch costs, padding included."""

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from embedding.config import Pooling
 from embedding.errors import ModelError
 from embedding.model.source import ModelFiles
+from embedding.names import Pooling
 
 _POOLING_NAMES: Mapping[str, Pooling] = {
     "cls": "cls",

@@ -14,7 +14,7 @@ from embedding.model.host import available_cpus
 
 _AHEAD: Final = 2
 """Batches that are launched before a GPU has done the one before them. Its queue holds a thousand launches, of which a compiled layer takes
-eight to sixteen. Were it full, a launch would wait in it, and hold Python's lock meanwhile, which the threads that tokenize and write need.
+nine to sixteen. Were it full, a launch would wait in it, and hold Python's lock meanwhile, which the threads that tokenize and write need.
 """
 
 

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from embedding.config import Pooling
 from embedding.errors import ModelError
 from embedding.model.folder import DenseSpec
 from embedding.model.packing import PackedBatch
 from embedding.model.spec import ModelSpec
+from embedding.names import Pooling
 
 
 class Head:

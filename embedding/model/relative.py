@@ -23,7 +23,7 @@ def relative_bias(table_BH: Tensor, positions: int) -> Tensor:
     """
     if len(table_BH) != _BUCKETS:
         raise ValueError(f"the table of relative positions has {len(table_BH)} rows, not {_BUCKETS}")
-    position = torch.arange(positions)
+    position = torch.arange(positions, device=table_BH.device)
     return table_BH[_buckets(position[None, :] - position[:, None])].permute(2, 0, 1).contiguous()
 
 

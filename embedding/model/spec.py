@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from huggingface_hub.errors import StrictDataclassError
-
-from embedding.config import ChunkBy, JobConfig, LongText, Pooling, Precision
 from embedding.errors import ModelError
 from embedding.model.folder import DenseSpec, FolderSettings, read_settings
 from embedding.model.source import ModelFiles, ModelSource, open_model
+from embedding.names import ChunkBy, LongText, Pooling, Precision
+
+if TYPE_CHECKING:
+    from embedding.config import JobConfig
 
 FingerprintValue: TypeAlias = str | int | bool | Sequence[str] | Sequence[int] | None
 
@@ -198,6 +199,7 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
     Raises:
         ModelError: it cannot be read.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig  # brings torch, half of the driver's start-up time, which the most common models need not spend
 
     try:

@@ -7,8 +7,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from embedding.config import JobConfig
 from embedding.corpus.columns import Columns
 from embedding.corpus.plan import SourceLayout, Unit
 from embedding.corpus.vectors import Calibration, VectorColumns
@@ -18,6 +18,9 @@ from embedding.run.pieces import shard_rows, submit_pieces
 from embedding.run.placement import Placement
 from embedding.run.sample import CHARS_PER_TOKEN, OnSample, SampleJob, embeddable_texts, read_in_time, spread_blocks
 from embedding.run.settings import long_texts_of
+
+if TYPE_CHECKING:
+    from embedding.config import JobConfig
 
 _BLOCKS = 64
 _BLOCK_ROWS = {"cpu": 32, "cuda": 256}

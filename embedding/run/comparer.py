@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from embedding.config import Precision
 from embedding.corpus.vectors import VectorColumns
+from embedding.names import Precision
 from embedding.run.calibrator import CalibrationJob, sample_texts
 from embedding.run.models import model_folder
 from embedding.run.pieces import submit_pieces

@@ -7,7 +7,8 @@ import logging
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import accumulate, cycle, pairwise
@@ -24,7 +25,7 @@ from embedding.corpus.plan import Unit, make_unit
 from embedding.corpus.reader import Columns, UnitRows
 from embedding.corpus.vectors import VectorColumns
 from embedding.errors import count
-from embedding.model.embedder import Embedder
+from embedding.model.embedder import EmbeddedTexts, Embedder
 from embedding.model.spec import TRUNCATE, LongTexts, ModelSpec
 from embedding.model.tokenizer import TokenizedTexts, Tokenizer
 from embedding.model.windows import Windows
@@ -223,11 +224,17 @@ def rate_here(model: ModelSpec, tokens: TokenizedTexts, batch_tokens: int, devic
     embedder = Embedder(model, device=device, threads=threads, folder=model_folder(model))
     pieces = list(_pieces(tokens, 2 * batch_tokens))
     embedder.embed(pieces[0], batch_tokens)  # the first batch pays for what all need
-    turns, began, done, seconds = cycle(pieces), time.perf_counter(), 0, 0.0
-    while seconds < _ENCODE_SECONDS:
+    turns, done, began = cycle(pieces), 0, time.perf_counter()
+    in_hand: deque[Callable[[], EmbeddedTexts]] = deque()
+    while time.perf_counter() < began + _ENCODE_SECONDS:
         piece = next(turns)
-        embedder.embed(piece, batch_tokens)
-        done, seconds = done + len(piece.ids), time.perf_counter() - began
+        in_hand.append(embedder.submit(piece, batch_tokens))
+        done += len(piece.ids)
+        if len(in_hand) > 1:  # as in a worker, where the device goes from one unit to the next
+            in_hand.popleft()()
+    for finish in in_hand:
+        finish()
+    seconds = time.perf_counter() - began
     return Rate(done / seconds, f"measured on this machine by encoding the sample for {seconds:.0f} s")
 
 

@@ -11,13 +11,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from embedding.config import JobConfig, Precision
 from embedding.corpus.sources import version_of
 from embedding.corpus.storage import Storage, filesystem_of, is_local, open_storage
 from embedding.errors import ConfigError, EmbeddingJobError, ModelError, ModelUnreachableError
-from embedding.model.source import SMALL_FILES, ModelFiles, ModelSource, alone_on_this_machine
+from embedding.model.host import alone_on_this_machine
+from embedding.model.source import SMALL_FILES, ModelFiles, ModelSource
 from embedding.model.spec import ModelSpec, resolve_model
+from embedding.names import Precision
+
+if TYPE_CHECKING:
+    from embedding.config import JobConfig
 
 _WANTED = (*SMALL_FILES, "*.safetensors")
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from embedding.config import JobConfig, Precision
 from embedding.errors import ConfigError, count
 from embedding.model.host import available_cpus
+from embedding.names import Precision
+
+if TYPE_CHECKING:
+    from embedding.config import JobConfig
 
 READ_CPUS = 0.5
 """CPUs a read holds: mostly it waits for the store. Differs from any worker's, so that Ray Data keeps the stages apart."""
@@ -35,7 +39,7 @@ class Placement:
 
     def __str__(self) -> str:
         number = f"{self.min_workers}" if self.min_workers == self.max_workers else f"{self.min_workers} to {self.max_workers}"
-        gpus = f"{_gpus(self.gpus)} and " if self.gpus else ""
+        gpus = f"{self.gpus:g} GPU and " if self.gpus else ""
         return f"{number} on {self.device}, {gpus}{count(self.cpus, 'CPU core')} each"
 
     @property
@@ -67,7 +71,7 @@ def place_workers(config: JobConfig, nodes: Sequence[Mapping[str, float]]) -> Pl
         fitting -= 1  # a cluster full of workers could not read
     asked = config.worker_range()
     if asked is None and fitting < 1:
-        needed = f"{_gpus(gpus)} and {count(cpus, 'CPU')}" if gpus else f"{count(cpus, 'CPU')} (and half a CPU for reading)"
+        needed = f"{gpus:g} GPU and {count(cpus, 'CPU')}" if gpus else f"{count(cpus, 'CPU')} (and half a CPU for reading)"
         raise ConfigError(
             f"no node of the cluster has {needed} for a worker; lower --gpus-per-worker or --cpus-per-worker, "
             "or use --workers MIN:MAX if nodes join later"
@@ -83,11 +87,6 @@ def _precision(nodes: Sequence[Mapping[str, float]]) -> Precision:
 def _share(cores: int) -> int:
     """Of the cores for one worker: all, or a part where one process cannot use so many."""
     return cores // -(-cores // _MOST_CORES)
-
-
-def _gpus(number: float) -> str:
-    """Of a worker: half a GPU, one or several."""
-    return f"{number:g} GPU{'s' if number > 1 else ''}"
 
 
 def _fit(node: Mapping[str, float], gpus: float, cpus: int) -> int:

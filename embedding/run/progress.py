@@ -19,9 +19,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from embedding.config import ProgressStyle
 from embedding.corpus import ending
 from embedding.errors import count
+from embedding.names import ProgressStyle
 from embedding.run.outlook import Outlook
 from embedding.run.placement import Placement
 from embedding.run.summary import Summary

@@ -6,12 +6,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from glob import has_magic
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fsspec.utils import glob_translate
 
 import embedding
-from embedding.config import JobConfig, Precision
 from embedding.corpus.columns import Columns
 from embedding.corpus.formats.jsonl import schema_from_json, schema_to_json
 from embedding.corpus.formats.names import Format, format_of
@@ -25,6 +24,10 @@ from embedding.corpus.vectors import Calibration, VectorColumns, digest
 from embedding.errors import ConfigError
 from embedding.model.batching import default_batch_tokens
 from embedding.model.spec import LongTexts, ModelSpec
+from embedding.names import Precision
+
+if TYPE_CHECKING:
+    from embedding.config import JobConfig
 
 _LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "pyarrow")
 _UNIT_ROWS = {"cuda": 65_536, "cpu": 2_048}
@@ -194,6 +197,8 @@ def model_options(settings: JobSettings, output: str, model: str | None, *, trus
     place = {"model": model} if model else {key: settings.asked.get(key) for key in ("model", "revision")}
     if not place["model"]:
         raise ConfigError(f"{output} does not record where its model is; set --model, or use --sample 0 to compare no vectors")
+    from embedding.config import JobConfig  # workers import this module too, and need not load what checks options
+
     return JobConfig.build(
         input=settings.input,
         output=output,

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
-from embedding.config import OutputDtype
 from embedding.corpus.faults import id_text, row_faults
 from embedding.corpus.ledger import CommitRecord, parquet_bytes, records_to_table
 from embedding.corpus.numbers import LARGEST_HALF
@@ -31,6 +30,7 @@ from embedding.corpus.shards.parquet import PARQUET
 from embedding.corpus.vectors import Calibration, VectorColumns
 from embedding.errors import AccessError, BadRowsError, EmbeddingJobError, StorageFullError, count
 from embedding.model.spec import TRUNCATE, LongTexts, ModelSpec
+from embedding.names import OutputDtype
 from embedding.run.attempts import Attempts
 from embedding.run.exchange import ReadUnit, decode_read, decode_rows, one_row
 from embedding.run.models import model_folder

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers.util import quantize_embeddings
 
-from embedding.config import OutputDtype
 from embedding.corpus.numbers import bounds, is_flat, lengths, loaded, outside, ranges_of, rounding, stored, stored_type
 from embedding.corpus.shard import shard_table
 from embedding.corpus.vectors import VectorColumns, as_json, side_by_side
+from embedding.names import OutputDtype
 
 NUMBERS = st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, 1e-45, -1e-45])
 

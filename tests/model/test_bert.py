@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
 from embedding.errors import ModelError
+from embedding.model import bert
 from embedding.model.bert import read_bert
 from embedding.model.embedder import Embedder
 from embedding.model.relative import relative_bias
@@ -69,10 +70,15 @@ def test_what_bert_can_also_be(changes: dict[str, Any], tmp_path: Path) -> None:
     assert not runs_on_own(configure(save_model(tmp_path, "bert"), **changes))
 
 
-def test_mpnet_on_a_gpu_and_with_other_padding_is_left_to_transformers(tmp_path: Path) -> None:
+def test_mpnet_with_other_padding_is_left_to_transformers(tmp_path: Path) -> None:
+    assert not runs_on_own(configure(save_model(tmp_path, "mpnet"), pad_token_id=0))
+
+
+def test_mpnet_has_no_use_for_a_kernel_that_takes_no_bias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_model(tmp_path, "mpnet")
-    assert read_bert(spec_of(folder), folder, torch.device("cuda"), torch.float16) is None
-    assert not runs_on_own(configure(folder, pad_token_id=0))
+    monkeypatch.setattr(bert, "has_kernel", lambda *_: True)
+    assert runs_on_own(folder)
+    assert worst_cosine(vectors(folder), plain_vectors(folder, TEXTS, spec_of(folder).max_tokens)) > 0.99999
 
 
 def test_a_table_of_relative_positions_of_another_size_is_left_to_transformers(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, varlen
 from torch.nn.functional import scaled_dot_product_attention
 
-from embedding.config import Precision
 from embedding.model import attention, bert, compiling, generic, linear
 from embedding.model.embedder import Embedder
+from embedding.names import Precision
 from tests.model.test_families import worst_cosine
 from tests.model.tiny import TEXTS, save_model, spec_of
 

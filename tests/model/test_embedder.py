@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
+import subprocess
+import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -102,6 +105,38 @@ def test_rows_that_overflow_are_computed_again_in_fp32(folder: Path, monkeypatch
         np.testing.assert_allclose(found.vectors_RD[has_token], expected[has_token], rtol=0, atol=2e-5)
     cosines = torch.cosine_similarity(torch.from_numpy(found.vectors_RD), torch.from_numpy(expected))[~has_token]
     assert 0.98 < float(cosines.min()) < 0.999999  # bf16: near, and not the same
+
+
+def test_what_does_not_fit_in_fp32_still_fits_in_half(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = Embedder(replace(spec_of(folder), precision="bf16"))
+    tokens = embedder.tokenize(TEXTS)
+    break_rows(monkeypatch, int(tokens.ids[1]), in_fp32=False)
+    run = Encoder.__call__
+
+    def in_little_memory(self: Encoder, batch: PackedBatch) -> Tensor:
+        if self.dtype == torch.float32 and len(batch.rows.groups) > 1:
+            raise torch.OutOfMemoryError
+        return run(self, batch)
+
+    monkeypatch.setattr(Encoder, "__call__", in_little_memory)
+    found = embedder.embed(tokens, 4000)
+    assert found.finite_R.all()
+    assert found.batch_tokens == 4000
+
+
+def test_fp32_is_fp32_where_the_environment_allows_less(folder: Path) -> None:
+    words = f"""
+import torch
+allowed = torch.get_float32_matmul_precision()
+from embedding.model.embedder import Embedder
+from tests.model.tiny import spec_of
+from pathlib import Path
+Embedder(spec_of(Path({str(folder)!r})))
+print(allowed, torch.get_float32_matmul_precision())
+"""
+    environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    done = subprocess.run([sys.executable, "-c", words], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["high", "highest"]
 
 
 def test_equal_texts_are_encoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from embedding.config import DEFAULT_MODEL, JobConfig
+from embedding.config import JobConfig
 from embedding.errors import ModelError
 from embedding.model.embedder import Embedder
 from embedding.model.spec import resolve_model
+from embedding.names import DEFAULT_MODEL
 from tests.model.tiny import POSITIONS, WIDTH, save_model, spec_of, write_json
 
 

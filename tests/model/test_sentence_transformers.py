@@ -15,9 +15,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
-from embedding.config import DEFAULT_MODEL, JobConfig
+from embedding.config import JobConfig
 from embedding.model.embedder import Embedder
 from embedding.model.spec import ModelSpec, resolve_model
+from embedding.names import DEFAULT_MODEL
 from tests.model.tiny import TEXTS, WIDTH, save_model, spec_of, write_json
 
 MODES = {

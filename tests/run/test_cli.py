@@ -76,6 +76,7 @@ def test_lists_can_be_repeated_or_given_at_once() -> None:
         ([*NEEDED, "--keep-columns", "embedding"], "column 'embedding' has a name that is reserved for the shards' own columns"),
         ([*NEEDED, "--id-column", "a", "--keep-columns", "a"], "column 'a' is named twice"),
         ([*NEEDED, "--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        ([*NEEDED, "--gpus-per-worker", "2"], "--gpus-per-worker='2' is invalid: use auto or a number of 1 or less"),
         ([*NEEDED, "--gpus-per-worker", "-1"], "--gpus-per-worker='-1' is invalid: use auto or a number of 0 or more"),
         ([*NEEDED, "--max-tokens"], f"--max-tokens {NO_VALUE} --max-tokens=VALUE if it begins with a hyphen"),
         ([*NEEDED, "--max-tokens", "--quiet"], f"--max-tokens {NO_VALUE} --max-tokens=VALUE if it begins with a hyphen"),

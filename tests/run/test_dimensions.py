@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedding.config import OutputDtype
 from embedding.corpus.output import Output
 from embedding.corpus.shards.parquet import PARQUET
 from embedding.errors import ConfigError, SettingsChangedError
+from embedding.names import OutputDtype
 from tests.model.tiny import TEXTS
 from tests.run.here import embed_here, found, prove_here
 from tests.support import corpora, outputs

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from s3fs import S3FileSystem
 
-from embedding.config import DEFAULT_MODEL, JobConfig
+from embedding.config import JobConfig
 from embedding.errors import AccessError, ConfigError, ModelError, ModelUnreachableError
 from embedding.model.source import ModelFiles, ModelSource
 from embedding.model.spec import ModelSpec, check_files
+from embedding.names import DEFAULT_MODEL
 from embedding.run.models import _is_wanted, cache_folder, find_model, model_folder
 from tests.model.tiny import save_model, spec_of
 from tests.run.here import embed_here, prove_here

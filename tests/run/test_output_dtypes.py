@@ -11,11 +11,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 from sentence_transformers.util import quantize_embeddings
 
-from embedding.config import OutputDtype
 from embedding.corpus.output import Output
 from embedding.corpus.review import sample_shards
 from embedding.corpus.shards.parquet import PARQUET
 from embedding.errors import ConfigError, SettingsChangedError
+from embedding.names import OutputDtype
 from embedding.run.proof.verify import compare_bits
 from tests.model.tiny import TEXTS, save_model
 from tests.run.here import embed_here, found, prove_here

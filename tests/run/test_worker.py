@@ -302,8 +302,17 @@ def test_units_of_an_old_listing_never_mix_with_new_bytes(change: str, tiny_mode
     assert outputs.shards(output) == {}
 
 
-@pytest.mark.parametrize("modules", ["embedding.run.reading, embedding.run.checker, embedding.run.remote_attempts", "embedding.run.job"])
-def test_only_a_worker_needs_torch_from_the_start(modules: str) -> None:
-    """A process that reads or checks would take seconds and hundreds of MB more; the driver looks its model up while Ray starts."""
-    asked = f"import sys, ray.data, {modules}; print(sorted(sys.modules.keys() & {{'torch', 'transformers'}}))"
-    assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout == "[]\n"
+@pytest.mark.parametrize(
+    ("modules", "needed"),
+    [
+        ("embedding.run.reading, embedding.run.checker, embedding.run.remote_attempts", set[str]()),
+        ("embedding.run.pipeline, embedding.run.worker", set[str]()),
+        ("embedding.run.job", {"pydantic"}),
+    ],
+)
+def test_a_process_loads_what_it_needs(modules: str, needed: set[str]) -> None:
+    """The others take seconds and hundreds of MB: they come with a worker's model, an option, a store or the hub."""
+    heavy = {"torch", "transformers", "pydantic", "aiobotocore", "huggingface_hub"}
+    asked = f"import sys, ray.data, {modules}; print(*sorted(sys.modules.keys() & {heavy}))"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == needed

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from embedding.config import OutputFormat
 from embedding.corpus.shards.form import ShardForm
 from embedding.corpus.shards.lance import LANCE
 from embedding.corpus.shards.parquet import ParquetShards
+from embedding.names import OutputFormat
 
 
 def shard_form(output_format: OutputFormat, *, byte_stream_split: bool = False) -> ShardForm:
