@@ -35,7 +35,9 @@ MAY_IMPORT = {
     "embedding.names": set[str](),
     "embedding.errors": set[str](),
 }
-"""jobs -> run -> {model, corpus} -> {config -> rules, names, errors}; `embedding` itself is the front door, which run takes the version from."""
+"""jobs -> run -> {model, corpus} -> {config -> rules, names, errors}. `embedding` itself is the front door, which run takes the version
+from.
+"""
 
 USES_RAY = {f"embedding/run/{name}.py" for name in ("cluster", "metrics", "pipeline", "remote_attempts", "submission")}
 """Who connects the cluster; the pipeline and the counter, on it; the metrics, which leave through it; the client of its job server, which

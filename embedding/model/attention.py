@@ -52,7 +52,7 @@ def has_kernel(device: torch.device, dtype: torch.dtype, head_width: int) -> boo
 def keep_to_flash_attention(device: torch.device) -> None:
     """Let this process do without cuDNN's attention, which plans a kernel for each shape of a batch, tens of milliseconds each.
 
-    torch prefers it on Hopper, for packed rows from 2.14 on (pytorch issues 187770, 191576), and hardly two batches here have the same shape.
+    torch prefers it on Hopper, for packed rows from 2.14 on (pytorch issues 187770, 191576); hardly two batches here have the same shape.
     """
     if device.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)
