@@ -18,6 +18,9 @@ from tests.support.s3_server import MortalS3, mortal_s3_server
 
 NODES, NODE_CPUS = 2, 2
 UNIT_ROWS, FILES = 5, 4
+"""Of the rows of a unit, and of the files of the corpus where they are not small."""
+TOGETHER = 4
+"""So many units of small files would have as many rows as a unit may, so that they can travel together."""
 CORPUS = "corpus"
 WORKER_TITLE, IDLE_TITLE = "ray::MapWorker", "ray::IDLE"
 LEASE_SECONDS = 6
@@ -33,13 +36,14 @@ class Scene:
     proxy: FaultyProxy
     model: Path
     units: int
+    unit_rows: int
     rows: list[dict[str, Any]]
 
     def command(self, output: str) -> list[str]:
         """The arguments of the job, the same each time but for its output."""
         return [
             *("--input", f"s3://{self.bucket}/{CORPUS}", "--output", f"s3://{self.bucket}/{output}", "--model", str(self.model)),
-            *("--id-column", "id", "--unit-rows", str(UNIT_ROWS), "--workers", str(NODES), "--cpus-per-worker", "1"),
+            *("--id-column", "id", "--unit-rows", str(self.unit_rows), "--workers", str(NODES), "--cpus-per-worker", "1"),
             *("--lease-seconds", str(LEASE_SECONDS), "--progress", "log"),
         ]
 
@@ -104,19 +108,22 @@ def _through(proxy: FaultyProxy, store: MortalS3) -> dict[str, str]:
 
 
 @contextmanager
-def scene(model: Path, units: int) -> Iterator[Scene]:
-    """Set it up, with a corpus of `units` work units; when the block is left, nothing of it runs any more."""
+def scene(model: Path, units: int, *, small_files: bool = False) -> Iterator[Scene]:
+    """Set it up, with a corpus of `units` work units, each a file of its own if they are `small_files`; when the block is left, nothing of
+    it runs any more.
+    """
     with ExitStack() as stack:
         store = stack.enter_context(mortal_s3_server())
         proxy = stack.enter_context(faulty_proxy(store.server.endpoint))
         nodes = stack.enter_context(ray_nodes(NODES, NODE_CPUS, _through(proxy, store)))
         rows = _rows(units * UNIT_ROWS)
         client = store.server.client()
-        for number in range(FILES):
-            part = pa.Table.from_pylist(rows[number * len(rows) // FILES : (number + 1) * len(rows) // FILES])
+        files = units if small_files else FILES
+        for number in range(files):
+            part = pa.Table.from_pylist(rows[number * len(rows) // files : (number + 1) * len(rows) // files])
             body = parquet(part, row_group_rows=4 * UNIT_ROWS)
             client.put_object(Bucket=store.server.shared_bucket, Key=f"{CORPUS}/part-{number}.parquet", Body=body)
-        yield Scene(nodes, store, proxy, model, units, rows)
+        yield Scene(nodes, store, proxy, model, units, UNIT_ROWS * (TOGETHER if small_files else 1), rows)
 
 
 def _rows(count: int) -> list[dict[str, Any]]:

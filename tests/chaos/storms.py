@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
@@ -44,11 +45,13 @@ def main(words: Sequence[str] | None = None) -> int:
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "hardware": hardware("cpu", threads=1) | {"note": options.note},
         "versions": {name: version(name) for name in LIBRARIES},
-        "corpus": {"units": options.units, "rows of a unit": UNIT_ROWS},
+        "corpus": {"units": options.units, "rows of a unit": UNIT_ROWS, "each a small file": options.small_files},
         "cluster": {"nodes": NODES, "CPUs of a node": NODE_CPUS, "workers": NODES},
         "storms": [],
     }
-    with tempfile.TemporaryDirectory() as folder, scene(save_model(Path(folder), "bert"), options.units) as place:
+    with ExitStack() as stack:
+        model = save_model(Path(stack.enter_context(tempfile.TemporaryDirectory())), "bert")
+        place = stack.enter_context(scene(model, options.units, small_files=options.small_files))
         calm = undisturbed_seconds(place)
         for seed in options.seeds:
             log.info("storm %d", seed)
@@ -126,6 +129,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4], help="one storm for each")
     parser.add_argument("--short", action="store_true", help="the storm of `make test`: every kind of blow once")
     parser.add_argument("--units", type=int, help="work units of the corpus")
+    parser.add_argument("--small-files", action="store_true", help="each unit is a file of its own, and some travel together")
     parser.add_argument("--note", default="", help="kept in the result, such as what else ran on the machine")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     options = parser.parse_args(words)
