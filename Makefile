@@ -44,8 +44,9 @@ test-spark: .venv/dev.stamp .venv/spark.stamp  ## Run the recipe for Spark too: 
 	@command -v java >/dev/null || { echo "Spark needs Java 17 or later, such as the package openjdk-17-jre-headless"; exit 1; }
 	$(BIN)/python -m pytest tests/test_recipes.py -k spark
 
-chaos: .venv/dev.stamp  ## Raise four storms of kills over the job and compare what they leave, about half an hour
+chaos: .venv/dev.stamp  ## Raise six storms of kills over the job and compare what they leave, about half an hour
 	$(BIN)/python -m tests.chaos.storms --out benchmarks/results/chaos-$$(date -u +%F).json
+	$(BIN)/python -m tests.chaos.storms --small-files --units 240 --seeds 5 6 --out benchmarks/results/chaos-small-files-$$(date -u +%F).json
 
 lint: .venv/dev.stamp  ## Check style, formatting and types
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""Requests to stores: how long one may take, what is retried and for how long, and what the error says when retrying did not help.
+"""Requests to stores: what is tried again and for how long, and what the error says when that did not help.
 
 Two layers try again, both by libraries with jittered waits. botocore repeats a single request to S3, so that page 700 of a listing
 does not cost the 699 before it; tenacity repeats what the job asked for, on every kind of store. s3fs' own tries are off: all

@@ -1,5 +1,6 @@
-"""The client of S3 as aiobotocore has it: its options, and what it raises. Imported where a store is asked or an error is looked at: a
-process that reads and writes a local disk need not spend the time.
+"""The client of S3: how long a request may take, its other options, and what it raises.
+
+Imported where S3 is asked or an error is looked at: a process that reads and writes a local disk need not spend the time.
 """
 
 from __future__ import annotations
