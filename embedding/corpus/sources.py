@@ -199,7 +199,7 @@ def _details(fs: fsspec.AbstractFileSystem, file: str, given: str) -> dict[str, 
 
 
 def _pinned(url: str) -> Pinned | None:
-    """An input on the hub, at the commit of now."""
+    """An input on the hub, at the commit of now; None for any other input."""
     if not url.startswith(_HUB):
         return None
     from embedding.corpus import hub  # its library takes a third of a second to import

@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
@@ -49,9 +48,10 @@ def main(words: Sequence[str] | None = None) -> int:
         "cluster": {"nodes": NODES, "CPUs of a node": NODE_CPUS, "workers": NODES},
         "storms": [],
     }
-    with ExitStack() as stack:
-        model = save_model(Path(stack.enter_context(tempfile.TemporaryDirectory())), "bert")
-        place = stack.enter_context(scene(model, options.units, small_files=options.small_files))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        scene(save_model(Path(folder), "bert"), options.units, small_files=options.small_files) as place,
+    ):
         calm = undisturbed_seconds(place)
         for seed in options.seeds:
             log.info("storm %d", seed)

@@ -54,7 +54,8 @@ def test_killed_drivers(arguments: list[str], undisturbed: str, storage_root: st
     moments = [
         has_file(output, "_control/job.json"),
         has_shards(output, 1),
-        has_shards(output, UNITS // 2),
+        has_shards(output, UNITS // 3),
+        has_shards(output, 2 * UNITS // 3),
         has_shards(output, UNITS),
     ]
     committed: dict[str, tuple[str, ...]] = {}

@@ -12,7 +12,7 @@ from tests.support import outputs
 from tests.support.job import run_job
 from tests.support.ray_cluster import RayCluster
 
-EVERY = 24
+EVERY = 8
 """Of the rows in order of length, these are embedded by sentence-transformers too: all lengths, in all units."""
 
 
@@ -30,7 +30,7 @@ def test_vectors_of_all_lengths_are_those_of_sentence_transformers(
     vectors = found["embedding"].combine_chunks().flatten().to_numpy().reshape(found.num_rows, -1)
     texts = source["text"].to_pylist()
     chosen = sorted(range(len(texts)), key=lambda row: len(texts[row]))[::-EVERY]
-    assert len({found["id"][row].as_py() for row in chosen}) == -(-found.num_rows // EVERY) > 200
+    assert len({found["id"][row].as_py() for row in chosen}) == -(-found.num_rows // EVERY) > 500
     model = SentenceTransformer(str(packaged_model), device="cpu")
     expected = np.asarray(model.encode([texts[row] for row in chosen], batch_size=16))
     cosines = np.sum(vectors[chosen] * expected, axis=1) / (np.linalg.norm(vectors[chosen], axis=1) * np.linalg.norm(expected, axis=1))
